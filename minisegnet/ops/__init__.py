@@ -1,0 +1,42 @@
+"""Pure forward and backward functions, NHWC: `<op>_forward(...) -> (out, cache)`."""
+
+from minisegnet.ops.activations import (
+    hardsigmoid_backward,
+    hardsigmoid_forward,
+    hardswish_backward,
+    hardswish_forward,
+    relu6_backward,
+    relu6_forward,
+    relu_backward,
+    relu_forward,
+    sigmoid_backward,
+    sigmoid_forward,
+)
+from minisegnet.ops.batch_norm import batch_norm_backward, batch_norm_forward
+from minisegnet.ops.concatenate import concatenate_backward, concatenate_forward
+from minisegnet.ops.conv2d import conv2d_backward, conv2d_forward
+from minisegnet.ops.depthwise_conv2d import depthwise_conv2d_backward, depthwise_conv2d_forward
+from minisegnet.ops.dropout import dropout_backward, dropout_forward
+from minisegnet.ops.pooling import (
+    global_average_pool_backward,
+    global_average_pool_forward,
+    max_pool2d_backward,
+    max_pool2d_forward,
+)
+from minisegnet.ops.upsample import upsample_bilinear_backward, upsample_bilinear_forward
+
+__all__ = [
+    "batch_norm_backward", "batch_norm_forward",
+    "concatenate_backward", "concatenate_forward",
+    "conv2d_backward", "conv2d_forward",
+    "depthwise_conv2d_backward", "depthwise_conv2d_forward",
+    "dropout_backward", "dropout_forward",
+    "global_average_pool_backward", "global_average_pool_forward",
+    "hardsigmoid_backward", "hardsigmoid_forward",
+    "hardswish_backward", "hardswish_forward",
+    "max_pool2d_backward", "max_pool2d_forward",
+    "relu6_backward", "relu6_forward",
+    "relu_backward", "relu_forward",
+    "sigmoid_backward", "sigmoid_forward",
+    "upsample_bilinear_backward", "upsample_bilinear_forward",
+]

@@ -1,0 +1,98 @@
+"""Blocks: small fixed compositions of layers that every model here is made of."""
+
+from minisegnet.layers import (
+    BatchNorm2d,
+    Conv2d,
+    DepthwiseConv2d,
+    GlobalAveragePool,
+    Hardsigmoid,
+    Layer,
+    ReLU,
+)
+
+
+class ConvNormActivation(Layer):
+    """Convolution without bias, batch norm, activation (a Layer class, or None)."""
+
+    def __init__(self, conv, channels, activation=ReLU, *, momentum=0.1, eps=1e-5):
+        super().__init__()
+        self.conv = conv
+        self.norm = BatchNorm2d(channels, momentum=momentum, eps=eps)
+        self.activation = activation() if activation is not None else None
+
+    def forward(self, x):
+        x = self.norm.forward(self.conv.forward(x))
+        return x if self.activation is None else self.activation.forward(x)
+
+    def backward(self, dout, **conv_options):
+        if self.activation is not None:
+            dout = self.activation.backward(dout)
+        return self.conv.backward(self.norm.backward(dout), **conv_options)
+
+
+def conv_norm_activation(in_channels, out_channels, kernel_size, activation=ReLU, *, stride=1,
+                         dilation=1, rng, momentum=0.1, eps=1e-5):
+    """A dense ConvNormActivation that keeps the size at stride 1 ("same" padding)."""
+    conv = Conv2d(in_channels, out_channels, kernel_size, stride=stride, dilation=dilation,
+                  padding=dilation * (kernel_size - 1) // 2, bias=False, rng=rng)
+    return ConvNormActivation(conv, out_channels, activation, momentum=momentum, eps=eps)
+
+
+def depthwise_norm_activation(channels, kernel_size, activation=ReLU, *, stride=1, dilation=1,
+                              rng, momentum=0.1, eps=1e-5):
+    """A depthwise ConvNormActivation that keeps the size at stride 1."""
+    conv = DepthwiseConv2d(channels, kernel_size, stride=stride, dilation=dilation,
+                           padding=dilation * (kernel_size - 1) // 2, rng=rng)
+    return ConvNormActivation(conv, channels, activation, momentum=momentum, eps=eps)
+
+
+class SeparableConv2d(Layer):
+    """Depthwise kernel, then a 1x1 convolution, each with batch norm and ReLU.
+
+    Source: Chollet, "Xception" (2017); batch norm and ReLU after both, as in DeepLabV3+.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, *, dilation=1, rng, momentum=0.1):
+        super().__init__()
+        self.depthwise = depthwise_norm_activation(in_channels, kernel_size, dilation=dilation,
+                                                   rng=rng, momentum=momentum)
+        self.pointwise = conv_norm_activation(in_channels, out_channels, 1, rng=rng,
+                                              momentum=momentum)
+
+    def forward(self, x):
+        return self.pointwise.forward(self.depthwise.forward(x))
+
+    def backward(self, dout):
+        return self.depthwise.backward(self.pointwise.backward(dout))
+
+
+class SqueezeExcite(Layer):
+    """Scale each channel by a gate computed from all channels' means.
+
+    gate = hardsigmoid(fc2(relu(fc1(mean of x over the pixels)))), out = x * gate.
+    Source: Hu et al., "Squeeze-and-excitation networks" (2018); hardsigmoid as in MobileNetV3.
+    """
+
+    def __init__(self, channels, squeezed_channels, *, rng):
+        super().__init__()
+        self.pool = GlobalAveragePool()
+        self.fc1 = Conv2d(channels, squeezed_channels, 1, rng=rng)
+        self.relu = ReLU()
+        self.fc2 = Conv2d(squeezed_channels, channels, 1, rng=rng)
+        self.hardsigmoid = Hardsigmoid()
+
+    def forward(self, x):
+        gate = self.fc1.forward(self.pool.forward(x))
+        gate = self.hardsigmoid.forward(self.fc2.forward(self.relu.forward(gate)))
+        self._keep((x, gate))  # (N, H, W, C), (N, 1, 1, C)
+        return x * gate
+
+    def backward(self, dout):
+        x, gate = self._spend()
+        # x reaches the output twice, as the factor and through the gate: its gradients add up.
+        dgate = (dout * x).sum(axis=(1, 2), keepdims=True)
+        dgate = self.fc2.backward(self.hardsigmoid.backward(dgate))
+        dgate = self.fc1.backward(self.relu.backward(dgate))
+        dx = self.pool.backward(dgate)
+        dx += dout * gate
+        return dx

@@ -1,0 +1,205 @@
+"""2-D convolution (cross-correlation, as torch.nn.Conv2d), forward and backward, NHWC.
+
+    out[n, oh, ow, o] = bias[o] + sum over kh, kw, c of
+                        x[n, oh*stride + kh*dilation - padding, ow*stride + ..., c] * weight[kh, kw, c, o]
+
+Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from minisegnet.backend import get_array_module
+from minisegnet.ops._windows import check_window, output_size, valid_taps
+
+# Below this many weights per output channel the matrix products of single taps are too thin for
+# BLAS, and gathering all taps into one matrix (im2col) is faster.
+IM2COL_MAX_WEIGHTS = 128
+
+
+class Conv2dCache(NamedTuple):
+    """What the backward pass needs."""
+
+    x: np.ndarray  # (N, H, W, C)
+    weight: np.ndarray  # (KH, KW, C, OC)
+    has_bias: bool
+    stride: int
+    padding: int
+    dilation: int
+
+
+def conv2d_forward(x, weight, bias=None, *, stride=1, padding=0, dilation=1,
+                   implementation="numpy"):
+    """Convolve `x` (N, H, W, C) with `weight` (KH, KW, C, OC), zero-padded.
+
+    Returns `out` (N, OH, OW, OC) and a cache for `conv2d_backward`. `implementation` is
+    "loops" (the definition) or "numpy" (matrix products). Raises ValueError for shapes that do
+    not fit.
+    """
+    check_window(stride, padding, dilation)
+    if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[2]:
+        raise ValueError(f"conv2d takes x (N, H, W, C) and weight (KH, KW, C, OC) with the same C,"
+                         f" not {x.shape} and {weight.shape}")
+    if bias is not None and bias.shape != weight.shape[3:]:
+        raise ValueError(f"conv2d bias must be (OC,) = {weight.shape[3:]}, not {bias.shape}")
+    forward = {"loops": conv2d_forward_loops, "numpy": conv2d_forward_numpy}[implementation]
+    out = forward(x, weight, stride, padding, dilation)
+    if bias is not None:
+        out += bias
+    return out, Conv2dCache(x, weight, bias is not None, stride, padding, dilation)
+
+
+def conv2d_backward(dout, cache, *, input_gradient=True, implementation="numpy"):
+    """Return `(dx, dweight, dbias)` for `dout` (N, OH, OW, OC).
+
+    `dbias` is None if the forward had no bias; `dx` is None with `input_gradient=False`, which
+    spares the first layer of a network the gradient of the picture.
+    """
+    expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding, cache.dilation)
+    if dout.shape != expected:
+        raise ValueError(f"conv2d backward takes dout of the output's shape {expected}, "
+                         f"not {dout.shape}")
+    backward = {"loops": conv2d_backward_loops, "numpy": conv2d_backward_numpy}[implementation]
+    dx, dweight = backward(dout, cache, input_gradient)
+    # dbias = sum of dout over every pixel
+    dbias = dout.sum(axis=(0, 1, 2)) if cache.has_bias else None
+    return dx, dweight, dbias
+
+
+def _output_shape(x, weight, stride, padding, dilation):
+    KH, KW, _, OC = weight.shape
+    return (x.shape[0], output_size(x.shape[1], KH, stride, padding, dilation),
+            output_size(x.shape[2], KW, stride, padding, dilation), OC)
+
+
+# ---------------------------------------------------------------- the definition
+
+
+def conv2d_forward_loops(x, weight, stride, padding, dilation):
+    N, H, W, C = x.shape
+    KH, KW, _, OC = weight.shape
+    shape = _output_shape(x, weight, stride, padding, dilation)
+    out = np.zeros(shape, x.dtype)
+    for n, oh, ow, o in np.ndindex(shape):
+        for kh, kw in np.ndindex(KH, KW):
+            h = oh * stride + kh * dilation - padding
+            w = ow * stride + kw * dilation - padding
+            if 0 <= h < H and 0 <= w < W:
+                for c in range(C):
+                    out[n, oh, ow, o] += x[n, h, w, c] * weight[kh, kw, c, o]
+    return out
+
+
+def conv2d_backward_loops(dout, cache, input_gradient):
+    x, weight, _, stride, padding, dilation = cache
+    N, H, W, C = x.shape
+    KH, KW, _, OC = weight.shape
+    dx = np.zeros_like(x)
+    dweight = np.zeros_like(weight)
+    # Each multiplication x * weight -> out of the forward sends dout to both of its factors.
+    for n, oh, ow, o in np.ndindex(dout.shape):
+        for kh, kw in np.ndindex(KH, KW):
+            h = oh * stride + kh * dilation - padding
+            w = ow * stride + kw * dilation - padding
+            if 0 <= h < H and 0 <= w < W:
+                for c in range(C):
+                    dx[n, h, w, c] += dout[n, oh, ow, o] * weight[kh, kw, c, o]
+                    dweight[kh, kw, c, o] += dout[n, oh, ow, o] * x[n, h, w, c]
+    return (dx if input_gradient else None), dweight
+
+
+# ---------------------------------------------------------------- matrix products
+
+
+def conv2d_forward_numpy(x, weight, stride, padding, dilation):
+    KH, KW, C, OC = weight.shape
+    shape = _output_shape(x, weight, stride, padding, dilation)
+    if KH == KW == 1 and padding == 0:
+        # In NHWC a 1x1 convolution is one matrix product over the channels.
+        x = x[:, ::stride, ::stride]
+        return (x.reshape(-1, C) @ weight[0, 0]).reshape(shape)
+    if KH * KW * C <= IM2COL_MAX_WEIGHTS:
+        cols = _im2col(x, weight.shape, shape, stride, padding, dilation)
+        return (cols @ weight.reshape(-1, OC)).reshape(shape)
+    out = get_array_module(x).zeros(shape, x.dtype)
+    for tap in valid_taps(x.shape, shape, (KH, KW), stride, padding, dilation):
+        x_tap = x[tap.x]  # (N, rows, cols, C)
+        product = x_tap.reshape(-1, C) @ weight[tap.kh, tap.kw]
+        out[tap.out] += product.reshape(*x_tap.shape[:3], OC)
+    return out
+
+
+def conv2d_backward_numpy(dout, cache, input_gradient):
+    x, weight, _, stride, padding, dilation = cache
+    KH, KW, C, OC = weight.shape
+    if KH == KW == 1 and padding == 0:
+        return _pointwise_backward(dout, x, weight, stride, input_gradient)
+    if KH * KW * C <= IM2COL_MAX_WEIGHTS:
+        return _im2col_backward(dout, cache, input_gradient)
+    xp = get_array_module(x)
+    dx = xp.zeros_like(x) if input_gradient else None
+    dweight = xp.zeros_like(weight)
+    for tap in valid_taps(x.shape, dout.shape, (KH, KW), stride, padding, dilation):
+        x_tap = x[tap.x]
+        dout_tap = dout[tap.out].reshape(-1, OC)  # (pixels, OC)
+        # dweight = x^T dout
+        dweight[tap.kh, tap.kw] = x_tap.reshape(-1, C).T @ dout_tap
+        if input_gradient:
+            # dx = dout weight^T, added where the tap had read
+            dx[tap.x] += (dout_tap @ weight[tap.kh, tap.kw].T).reshape(x_tap.shape)
+    return dx, dweight
+
+
+def _pointwise_backward(dout, x, weight, stride, input_gradient):
+    C, OC = weight.shape[2:]
+    dout_rows = dout.reshape(-1, OC)  # (P, OC)
+    x_rows = x[:, ::stride, ::stride].reshape(-1, C)  # (P, C)
+    dweight = (x_rows.T @ dout_rows).reshape(weight.shape)
+    if not input_gradient:
+        return None, dweight
+    dx_rows = dout_rows @ weight[0, 0].T  # (P, C)
+    if stride == 1:
+        return dx_rows.reshape(x.shape), dweight
+    dx = get_array_module(x).zeros_like(x)
+    dx[:, ::stride, ::stride] = dx_rows.reshape(*dout.shape[:3], C)
+    return dx, dweight
+
+
+def _padded(x, padding):
+    if padding == 0:
+        return x
+    N, H, W, C = x.shape
+    padded = get_array_module(x).zeros((N, H + 2 * padding, W + 2 * padding, C), x.dtype)
+    padded[:, padding:padding + H, padding:padding + W] = x
+    return padded
+
+
+def _im2col(x, weight_shape, out_shape, stride, padding, dilation):
+    """Gather the KH*KW*C inputs of every output pixel into a row: (N*OH*OW, KH*KW*C)."""
+    KH, KW, C, _ = weight_shape
+    N, OH, OW, _ = out_shape
+    xp = get_array_module(x)
+    x = xp.ascontiguousarray(_padded(x, padding))
+    image, row, col, channel = x.strides
+    windows = xp.lib.stride_tricks.as_strided(
+        x, (N, OH, OW, KH, KW, C),
+        (image, row * stride, col * stride, row * dilation, col * dilation, channel))
+    return windows.reshape(N * OH * OW, KH * KW * C)
+
+
+def _im2col_backward(dout, cache, input_gradient):
+    x, weight, _, stride, padding, dilation = cache
+    KH, KW, C, OC = weight.shape
+    N, OH, OW, _ = dout.shape
+    dout_rows = dout.reshape(-1, OC)
+    # The columns are gathered a second time: keeping them would hold KH*KW copies of the input.
+    cols = _im2col(x, weight.shape, dout.shape, stride, padding, dilation)
+    dweight = (cols.T @ dout_rows).reshape(weight.shape)
+    if not input_gradient:
+        return None, dweight
+    dcols = (dout_rows @ weight.reshape(-1, OC).T).reshape(N, OH, OW, KH, KW, C)
+    dx = get_array_module(x).zeros_like(x)
+    for tap in valid_taps(x.shape, dout.shape, (KH, KW), stride, padding, dilation):
+        dx[tap.x] += dcols[tap.out][..., tap.kh, tap.kw, :]
+    return dx, dweight

@@ -1,0 +1,22 @@
+"""Inverted dropout (Srivastava et al., 2014): what is kept is scaled, so evaluation does nothing."""
+
+from minisegnet.backend import get_array_module
+
+
+def dropout_forward(x, p, rng):
+    """Zero each element of `x` with probability `p` and scale the rest by 1 / (1 - p).
+
+    `rng` is a NumPy Generator. Returns `out` and the scaled mask (the cache). Raises ValueError
+    unless 0 <= p < 1.
+    """
+    if not 0 <= p < 1:
+        raise ValueError(f"dropout probability must be in [0, 1), not {p}")
+    xp = get_array_module(x)
+    keep = xp.asarray(rng.random(x.shape, dtype="float32") >= p)
+    scaled_mask = keep * x.dtype.type(1 / (1 - p))
+    return x * scaled_mask, scaled_mask
+
+
+def dropout_backward(dout, scaled_mask):
+    """dx = dout * mask / (1 - p)."""
+    return dout * scaled_mask
