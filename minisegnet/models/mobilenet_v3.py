@@ -50,7 +50,7 @@ MINI = (
 )
 
 
-def _multiple_of_8(channels):
+def multiple_of_8(channels):
     """Nearest multiple of 8, at least 8 and not below 90 % of `channels` (as torchvision)."""
     rounded = max(8, int(channels + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * channels else rounded
@@ -74,7 +74,7 @@ class InvertedResidual(Layer):
             dilation=block.dilation, **norm)
         if block.squeeze_excite:
             self.squeeze_excite = SqueezeExcite(block.expanded,
-                                                _multiple_of_8(block.expanded // 4), rng=rng)
+                                                multiple_of_8(block.expanded // 4), rng=rng)
         self.project = conv_norm_activation(block.expanded, block.out, 1, None, **norm)
         self.is_residual = block.stride == 1 and in_channels == block.out
 
