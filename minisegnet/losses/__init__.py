@@ -1,0 +1,26 @@
+"""Losses on logits, each a forward and a backward function, and the criterion of a training run.
+
+    loss, cache = cross_entropy_forward(logits, target, weight=weight)
+    dlogits = cross_entropy_backward(1.0, cache)
+"""
+
+from minisegnet.losses.combined import combined_backward, combined_forward
+from minisegnet.losses.criterion import Criterion
+from minisegnet.losses.cross_entropy import cross_entropy_backward, cross_entropy_forward
+from minisegnet.losses.dice import dice_backward, dice_forward
+from minisegnet.losses.focal import focal_backward, focal_forward
+from minisegnet.losses.upsampled import upsampled_loss_backward, upsampled_loss_forward
+
+__all__ = [
+    "Criterion",
+    "combined_backward",
+    "combined_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dice_backward",
+    "dice_forward",
+    "focal_backward",
+    "focal_forward",
+    "upsampled_loss_backward",
+    "upsampled_loss_forward",
+]

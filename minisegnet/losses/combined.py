@@ -1,0 +1,50 @@
+"""Focal plus dice: pixel by pixel, and class by class.
+
+    L = lambda_focal * focal + lambda_dice * dice
+"""
+
+from typing import NamedTuple
+
+from minisegnet.losses.dice import DiceCache, dice_backward, dice_forward
+from minisegnet.losses.focal import FocalCache, focal_backward, focal_forward
+
+
+class CombinedCache(NamedTuple):
+    """What the backward pass needs, and the two losses before they are weighted."""
+
+    focal: FocalCache
+    dice: DiceCache
+    lambda_focal: float
+    lambda_dice: float
+    parts: dict  # {"focal": ..., "dice": ...}
+
+
+def combined_forward(logits, target, *, lambda_focal=1.0, lambda_dice=1.0, alpha=None, gamma=2.0,
+                     smooth=1.0, ignore_index=255):
+    """Return lambda_focal * focal + lambda_dice * dice of logits (N, H, W, K), and a cache.
+
+    `alpha` and `gamma` as in `focal_forward`, `smooth` as in `dice_forward`, over the classes
+    present. `cache.parts` holds the two losses. Raises what the two raise, and ValueError for a
+    negative lambda.
+    """
+    check_lambdas(lambda_focal, lambda_dice)
+    focal, focal_cache = focal_forward(logits, target, alpha=alpha, gamma=gamma,
+                                       ignore_index=ignore_index)
+    dice, dice_cache = dice_forward(logits, target, smooth=smooth, ignore_index=ignore_index)
+    loss = logits.dtype.type(lambda_focal * float(focal) + lambda_dice * float(dice))
+    parts = {"focal": focal, "dice": dice}
+    return loss, CombinedCache(focal_cache, dice_cache, lambda_focal, lambda_dice, parts)
+
+
+def combined_backward(dloss, cache):
+    """Return dlogits (N, H, W, K) for the scalar `dloss`."""
+    dlogits = dice_backward(dloss * cache.lambda_dice, cache.dice)
+    dlogits += focal_backward(dloss * cache.lambda_focal, cache.focal)
+    return dlogits
+
+
+def check_lambdas(lambda_focal, lambda_dice):
+    """Refuse a negative share of either loss."""
+    if not (lambda_focal >= 0.0 and lambda_dice >= 0.0):
+        raise ValueError(f"lambda_focal is {lambda_focal} and lambda_dice {lambda_dice}; "
+                         "expected numbers of at least 0")

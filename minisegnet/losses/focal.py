@@ -1,0 +1,112 @@
+"""Softmax focal loss and its gradient: cross-entropy that turns away from easy pixels.
+
+With p_t the probability of the true class and P the number of pixels not ignored:
+
+    L = (1/P) sum_i alpha[y_i] (1 - p_t)^gamma (-log p_t)
+
+    dL/dlogits_i = alpha[y_i]/P * [ (1-p_t)^gamma - gamma (1-p_t)^(gamma-1) p_t log p_t ]
+                   * (p_i - onehot(y_i))
+
+Source: Lin et al., "Focal Loss for Dense Object Detection" (2017), with softmax for sigmoid.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from minisegnet.losses._softmax import (
+    accurate_sum,
+    check_class_weights,
+    check_inputs,
+    classes_first,
+    exp_and_log_prob,
+    map_pixel_blocks,
+    scale_gradient,
+    target_index,
+    warn_once,
+    with_ignored,
+)
+
+
+class FocalCache(NamedTuple):
+    """What the backward pass needs."""
+
+    dlogits: np.ndarray  # (N, H, W, K), the gradient for dloss = 1
+
+
+class FocalTerms(NamedTuple):
+    """The options of a batch, ready to look up."""
+
+    alpha: np.ndarray  # (K+1,) alpha[y] / P, and 0 for an ignored pixel
+    gamma: float
+
+
+def focal_forward(logits, target, *, alpha=None, gamma=2.0, ignore_index=255):
+    """Return the focal loss of logits (N, H, W, K) against target (N, H, W), and a cache.
+
+    `alpha` is None, a number per class, or one number, which only rescales the loss. The mean
+    is over the pixels, not over their weights: with gamma = 0 and alpha = None this is the
+    unweighted cross-entropy, with alpha it is not the weighted one. Nothing but ignored pixels:
+    loss 0, gradient 0, and a RuntimeWarning, once. Raises ValueError for shapes, options or
+    labels that do not fit, TypeError for dtypes.
+    """
+    labels = check_inputs(logits, target, ignore_index)
+    terms = focal_terms(labels.counts, alpha, gamma, logits.dtype)
+    K = logits.shape[3]
+    dlogits = np.empty(logits.shape, logits.dtype)
+
+    def block(z_rows, label, dz_rows):
+        z = classes_first(z_rows)  # (K, P)
+        loss = focal_block(z, label, terms)
+        dz_rows[...] = z.T
+        return loss
+
+    losses = map_pixel_blocks(block, logits.reshape(-1, K), labels.index.reshape(-1),
+                              dlogits.reshape(-1, K))
+    return logits.dtype.type(sum(losses)), FocalCache(dlogits)
+
+
+def focal_backward(dloss, cache):
+    """Return dlogits (N, H, W, K) for the scalar `dloss`."""
+    return scale_gradient(dloss, cache.dlogits)
+
+
+def focal_terms(counts, alpha, gamma, dtype):
+    """Return the `FocalTerms` of a batch with `counts` (K,) pixels per class."""
+    if not 0.0 <= gamma < math.inf:
+        raise ValueError(f"gamma is {gamma}; expected a number of at least 0")
+    K = counts.size
+    if alpha is not None and np.ndim(alpha) == 0:
+        alpha = np.full(K, alpha)
+    alpha = check_class_weights(alpha, K, "alpha")
+    valid = int(counts.sum())
+    if valid == 0:
+        warn_once("focal loss: every pixel is ignored: loss 0, gradient 0")
+    return FocalTerms(with_ignored(alpha / max(valid, 1), dtype), float(gamma))
+
+
+def focal_block(z, label, terms):
+    """Turn shifted logits z (K, P) into their gradient, in place; returns the block's loss."""
+    index = target_index(label, z.shape[0])
+    sums, log_prob = exp_and_log_prob(z, index)
+    loss, factor = focal_of_log_prob(log_prob, label, terms)
+    # dz = factor * (p - onehot)
+    z *= factor / sums
+    z.reshape(-1)[index] -= factor
+    return loss
+
+
+def focal_of_log_prob(log_prob, label, terms):
+    """Return the loss (a float) of pixels with log p_t (P,), and dL/dz = factor * (p - onehot).
+
+    The factor (P,) is written as (1-p_t)^gamma * (1 + gamma * p_t * ratio) with
+    ratio = -log(p_t) / (1-p_t), which goes to 1 as p_t -> 1: finite for every gamma >= 0, where
+    the textbook form is infinity times zero for gamma < 1.
+    """
+    miss = -np.expm1(log_prob)  # (P,) 1 - p_t, exact near 0
+    modulation = terms.alpha[label] * miss**terms.gamma
+    # At miss = 0 the ratio does not matter: modulation is 0, or gamma is.
+    ratio = -log_prob / np.where(miss > 0.0, miss, 1.0)
+    factor = modulation * (1.0 + terms.gamma * np.exp(log_prob) * ratio)
+    return -accurate_sum(modulation * log_prob), factor

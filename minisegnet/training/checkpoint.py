@@ -1,0 +1,90 @@
+"""Checkpoints: one .npz of plain arrays, no pickle, written whole or not at all.
+
+    param/NAME, buffer/NAME    the model's arrays under their dotted names
+    optimizer/KEY              the optimizer's state
+    meta                       JSON text: model name, number of classes, epoch, scores, ...
+"""
+
+import json
+import os
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minisegnet.backend import asnumpy
+from minisegnet.errors import UserError
+
+
+class Checkpoint(NamedTuple):
+    """A checkpoint in memory."""
+
+    path: Path
+    parameters: dict  # dotted name -> array
+    buffers: dict  # dotted name -> array
+    optimizer: dict  # key -> array; empty if it was saved without
+    meta: dict
+
+
+def write_atomically(path, write):
+    """Call `write(file)` on a temporary file beside `path`, then move it there in one step."""
+    path = Path(path)
+    temporary = path.with_name(path.name + ".tmp")
+    with open(temporary, "wb") as file:
+        write(file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_checkpoint(path, model, *, optimizer=None, meta):
+    """Write `model`, the optimizer's state and `meta` (JSON-able; the model is added) to `path`."""
+    meta = {"model": model.name, "num_classes": model.num_classes, **meta}
+    arrays = {"meta": np.array(json.dumps(meta))}
+    for kind, named in (("param", model.named_parameters()), ("buffer", model.named_buffers())):
+        arrays.update({f"{kind}/{name}": asnumpy(array) for name, array in named})
+    if optimizer is not None:
+        for key, value in optimizer.state_dict().items():
+            arrays[f"optimizer/{key}"] = np.asarray(value)
+    write_atomically(path, lambda file: np.savez(file, **arrays))
+
+
+def read_checkpoint(path):
+    """Return the `Checkpoint` in file `path`; UserError if it is not one."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"there is no checkpoint {path}; give the path of a .npz file of a run")
+    groups = {"param": {}, "buffer": {}, "optimizer": {}}
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            meta = json.loads(str(arrays["meta"]))
+            for key in arrays.files:
+                kind, _, name = key.partition("/")
+                if kind in groups:
+                    groups[kind][name] = arrays[key]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a checkpoint of minisegnet ({error}); "
+                        f"use a last.npz or best.npz of a run folder") from error
+    return Checkpoint(path, groups["param"], groups["buffer"], groups["optimizer"], meta)
+
+
+def load_weights(model, checkpoint):
+    """Copy the checkpoint's parameters and buffers into `model`.
+
+    Raises UserError, before anything is changed, unless every name and shape fits.
+    """
+    own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    saved = {**checkpoint.parameters, **checkpoint.buffers}
+    misfits = [f"{name} is {saved[name].shape} there and {own[name].shape} here"
+               for name in own if name in saved and saved[name].shape != own[name].shape]
+    misfits += [f"{name} is missing there" for name in own if name not in saved]
+    misfits += [f"{name} is unknown here" for name in saved if name not in own]
+    if misfits:
+        raise UserError(
+            f"{checkpoint.path} holds {checkpoint.meta.get('model')} with "
+            f"{checkpoint.meta.get('num_classes')} classes, which does not fit {model.name} with "
+            f"{model.num_classes}: {misfits[0]} ({len(misfits)} misfits in all); build the model "
+            f"it was saved from (--model, --data)")
+    for name, array in own.items():
+        array[...] = saved[name]

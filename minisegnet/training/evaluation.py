@@ -1,0 +1,46 @@
+"""Score a model on a data set: the mean loss and one confusion matrix."""
+
+import numpy as np
+
+from minisegnet.layers import inference_mode
+from minisegnet.metrics import ConfusionMatrix
+from minisegnet.ops.upsample import upsample_bilinear_argmax
+
+
+def predict_batch(model, images, size):
+    """Return the most likely class per pixel, (N, *size) uint8, for normalised `images`.
+
+    The coarse logits are enlarged to `size` directly, which may differ from the images' size.
+    Sets the model to evaluation for the call.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with inference_mode():
+            return upsample_bilinear_argmax(model.forward_coarse(images), size)
+    finally:
+        model.train(was_training)
+
+
+def evaluate(model, loader, criterion, *, progress=lambda batches: batches):
+    """Return (mean loss, ConfusionMatrix) of `model` over the batches of `loader`.
+
+    Targets may be larger than the images: the coarse logits are enlarged to the target's size.
+    The loss is the mean of the batches' losses, weighted by their number of images.
+    """
+    was_training = model.training
+    model.eval()
+    confusion = ConfusionMatrix(model.num_classes, criterion.ignore_index)
+    losses, images_seen = [], []
+    try:
+        with inference_mode():
+            for batch in progress(loader.batches()):
+                coarse = model.forward_coarse(batch.images)
+                loss, _ = criterion.forward_upsampled(coarse, batch.target)
+                confusion.update(batch.target,
+                                 upsample_bilinear_argmax(coarse, batch.target.shape[1:]))
+                losses.append(float(loss))
+                images_seen.append(len(batch.images))
+    finally:
+        model.train(was_training)
+    return float(np.average(losses, weights=images_seen)), confusion

@@ -1,0 +1,74 @@
+"""A run's folder: what was asked (config.toml), what happened (log.jsonl), what came out."""
+
+import json
+import math
+from pathlib import Path
+
+from minisegnet.errors import UserError
+from minisegnet.training.checkpoint import write_atomically
+
+
+def new_run_folder(path, *, default_name):
+    """Make and return the folder `path`, or `runs/<default_name>_<n>` if it is None.
+
+    Raises UserError if the folder holds anything: a finished run is never written over.
+    """
+    if path is None:
+        n = 1
+        while Path(f"runs/{default_name}_{n:03d}").exists():
+            n += 1
+        path = f"runs/{default_name}_{n:03d}"
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} is there already and not empty; give a new --output-dir, or "
+                        f"remove it")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {path} ({error.strerror}); give another "
+                        f"--output-dir") from error
+    return path
+
+
+def to_toml(settings):
+    """Return a flat dictionary of strings, numbers, booleans and lists of them as TOML text."""
+
+    def value(v):
+        if isinstance(v, bool):
+            return "true" if v else "false"
+        if isinstance(v, (list, tuple)):
+            return f"[{', '.join(value(item) for item in v)}]"
+        # A JSON string is a TOML basic string.
+        return repr(v) if isinstance(v, (int, float)) else json.dumps(str(v), ensure_ascii=False)
+
+    return "".join(f"{key} = {value(v)}\n" for key, v in settings.items() if v is not None)
+
+
+def write_text(path, text):
+    """Write a UTF-8 text file whole or not at all."""
+    write_atomically(path, lambda file: file.write(text.encode("utf-8")))
+
+
+def json_ready(value):
+    """Return `value` with NumPy numbers and arrays as plain ones, and NaN as None."""
+    if isinstance(value, dict):
+        return {key: json_ready(v) for key, v in value.items()}
+    if hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, (list, tuple)):
+        return [json_ready(v) for v in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def append_json_line(path, record):
+    """Add one line of JSON to a log file."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(json.dumps(json_ready(record)) + "\n")
+
+
+def read_log(path):
+    """Return the records of a log.jsonl, one dictionary per epoch."""
+    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line]

@@ -1,0 +1,94 @@
+"""Layers and blocks: the gradients of the input and of every parameter."""
+
+import numpy as np
+
+from minisegnet import blocks, layers
+from minisegnet.verify.case import GradientCase
+
+
+def cases():
+    """Return the `GradientCase`s of all layers and blocks."""
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((2, 6, 5, 4))
+    window = {"stride": 2, "padding": 2, "dilation": 2}
+    small, large = {"padding": 1}, {"stride": 2, "padding": 2}
+    conv = blocks.conv_norm_activation(4, 3, 3, rng=rng)
+    conv_linear = blocks.conv_norm_activation(4, 3, 3, None, rng=rng)
+    depthwise = blocks.depthwise_norm_activation(4, 5, layers.Hardswish, stride=2, rng=rng)
+    return [
+        _case(layers.Conv2d(4, 3, 3, rng=rng, **window), x, "conv2d_layer", window),
+        _case(layers.DepthwiseConv2d(4, 3, rng=rng, **window), x, "depthwise_conv2d", window),
+        _case(layers.BatchNorm2d(4), x, "batch_norm_layer", {"training": True}),
+        _case(layers.BatchNorm2d(4).eval(), x, "batch_norm_layer", {"training": False}),
+        _case(layers.ReLU(), x, "relu"),
+        _case(layers.ReLU6(), 4 * x, "relu6"),
+        _case(layers.Hardswish(), 4 * x, "hardswish"),
+        _case(layers.Hardsigmoid(), 4 * x, "hardsigmoid"),
+        _case(layers.Sigmoid(), x, "sigmoid"),
+        _case(layers.GlobalAveragePool(), x, "global_average_pool"),
+        _case(layers.MaxPool2d(3, stride=2, padding=1), x, "max_pool2d",
+              {"kernel_size": 3, "stride": 2, "padding": 1}),
+        _dropout(x),
+        _upsample(x),
+        _concatenate(x),
+        _case(conv, x, "conv_norm_activation",
+              {"activation": "relu", "training": True, "window": small}),
+        _case(conv_linear, x, "conv_norm_activation",
+              {"activation": None, "training": True, "window": small}),
+        _case(depthwise, x, "conv_norm_activation",
+              {"activation": "hardswish", "training": True, "window": large}),
+        _case(blocks.SeparableConv2d(4, 3, 3, dilation=2, rng=rng), x, "separable_conv2d",
+              {"dilation": 2}),
+        _case(blocks.SqueezeExcite(4, 2, rng=rng), x, "squeeze_excite"),
+    ]
+
+
+def _case(layer, x, oracle, constants=None, *, forward=None, backward=None, reference="torch"):
+    """Return the case of `layer`; `constants` are what the oracle must know of its options."""
+    layer.astype(np.float64)
+    rng = np.random.default_rng(3)
+    for _, array in layer.named_parameters():
+        # Not the initial values: a batch norm's weight of 1 and bias of 0 would hide mistakes.
+        array[...] = rng.standard_normal(array.shape)
+    parameters = {name: array.copy() for name, array in layer.named_parameters()}
+
+    def forward_with(x, **arguments):
+        for name, array in layer.named_parameters():
+            array[...] = arguments[name]  # the constants, options of the oracle, are left over
+        return (forward or layer.forward)(x), None
+
+    def backward_all(dout, _):
+        layer.zero_grad()
+        dx = (backward or layer.backward)(dout)
+        return [dx, *(gradient for _, gradient in layer.named_gradients())]
+
+    options = ", ".join(f"{key}={value}" for key, value in (constants or {}).items()
+                        if not isinstance(value, (dict, np.ndarray)))
+    return GradientCase("layer", type(layer).__name__, {"x": x, **parameters}, constants or {},
+                        forward_with, backward_all, oracle, options=options, reference=reference)
+
+
+def _dropout(x):
+    layer, p = layers.Dropout(0.3, rng=None), 0.3
+    kept = np.random.default_rng(7).random(x.shape, dtype="float32") >= p
+
+    def forward(x):
+        layer.rng = np.random.default_rng(7)  # the same pixels are dropped at every call
+        return layer.forward(x)
+
+    return _case(layer, x, "dropout", {"p": p, "kept": kept}, forward=forward,
+                 reference="autograd")
+
+
+def _upsample(x):
+    layer, size = layers.Upsample(), (11, 7)
+    return _case(layer, x, "upsample_bilinear", {"size": size},
+                 forward=lambda x: layer.forward(x, size))
+
+
+def _concatenate(x):
+    """The same x three times: the backward pass must add up three gradients."""
+    layer = layers.Concatenate()
+    return _case(layer, x, "concatenate_thrice",
+                 forward=lambda x: layer.forward([x, x, x]),
+                 backward=lambda dout: sum(layer.backward(dout)))
