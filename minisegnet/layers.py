@@ -62,8 +62,8 @@ class Layer:
         """Return what the last forward kept, and forget it."""
         cache, self._cache = self._cache, None
         if cache is None:
-            raise BackwardError(f"{type(self).__name__}.backward needs a forward of its own before "
-                                f"it: run forward (outside inference_mode) once per backward")
+            raise BackwardError(f"{type(self).__name__}.backward needs a forward of its own: run "
+                                f"forward (outside inference_mode) once per backward")
         return cache
 
     def add_parameter(self, name, array):

@@ -8,6 +8,7 @@ the order of the items, so a sum over them does not depend on which thread was f
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import lru_cache
 
 # Work of one block: about half of a core's second-level cache, so that the temporaries of a few
@@ -45,7 +46,9 @@ def parallel_map(function, items):
     items = list(items)
     if len(items) < 2 or num_threads() == 1 or getattr(_worker, "busy", False):
         return [function(item) for item in items]
-    return list(_pool().map(function, items))
+    # Each call gets a copy of the caller's context, where NumPy keeps its errstate.
+    calls = [_pool().submit(copy_context().run, function, item) for item in items]
+    return [call.result() for call in calls]
 
 
 def row_blocks(rows, bytes_per_row):

@@ -161,8 +161,10 @@ def build_schedule(settings, steps_per_epoch):
     """Return the schedule(step) of the flags; flags count epochs, schedules count steps."""
     from minisegnet import optim
 
-    lr, total = settings.lr, settings.epochs * steps_per_epoch
+    lr = settings.lr
     warmup = round(settings.warmup_epochs * steps_per_epoch)
+    # The schedule proper starts where the warm-up ends, and has what is left of the run.
+    total = max(1, settings.epochs * steps_per_epoch - warmup)
     if settings.schedule == "constant":
         schedule = optim.ConstantLR(lr)
     elif settings.schedule == "step":
@@ -223,9 +225,6 @@ def main(argv=None):
     train_set, val_set = (
         datasets.open_dataset(settings.data, settings.layout, split,
                               ignore_index=settings.ignore_index) for split in ("train", "val"))
-    statistics = train_set.check()
-    val_set.check()
-    size = settings.image_size or train_set[0].mask.shape
     K, names = train_set.num_classes, train_set.class_names
     if settings.ignore_index < K:
         raise UserError(f"--ignore-index {settings.ignore_index} is a class "
@@ -233,6 +232,9 @@ def main(argv=None):
     if val_set.num_classes != K:
         raise UserError(f"train has {K} classes and val {val_set.num_classes}; name the classes "
                         f"in {settings.data}/classes.txt")
+    statistics = train_set.check()
+    val_set.check()
+    size = settings.image_size or train_set[0].mask.shape
     if len(train_set) < settings.batch_size:
         raise UserError(f"--batch-size {settings.batch_size} is larger than the training set of "
                         f"{len(train_set)} images")

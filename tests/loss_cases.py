@@ -1,7 +1,6 @@
 """Batches and comparisons that the tests of the losses share."""
 
 import numpy as np
-import pytest
 
 from minisegnet.losses import _softmax
 
@@ -50,7 +49,6 @@ def probabilities(logits):
     return e / e.sum(axis=-1, keepdims=True)
 
 
-@pytest.fixture
 def warn_afresh(monkeypatch):
-    """Forget which warnings were given, so that a test sees its own."""
+    """Forget for one test which warnings were given, so that it sees its own."""
     monkeypatch.setattr(_softmax, "_warned", set())

@@ -77,6 +77,13 @@ def test_every_plan_has_walls_doors_and_all_four_floors(plans):
         assert set(range(8)) - {WINDOW} <= set(np.unique(mask))
 
 
+def test_furniture_changes_the_picture_but_not_the_labels():
+    bare, full = FloorPlans(length=20, furniture=0), FloorPlans(length=20, furniture=6)
+    for i in range(20):
+        assert (bare[i].mask == full[i].mask).all()
+    assert (bare[3].image != full[3].image).any()
+
+
 @pytest.mark.parametrize("rare_image_share", [0.12, 1.0])
 def test_doors_lead_from_outside_into_every_room(rare_image_share):
     for mask in masks_of(FloorPlans(length=40, rare_image_share=rare_image_share)):

@@ -11,8 +11,6 @@ from loss_cases import (
 
 from minisegnet.losses import cross_entropy_backward, cross_entropy_forward
 
-__all__ = ["warn_afresh"]  # a fixture
-
 IMPLEMENTATIONS = ("loops", "numpy")
 WEIGHTS = {"no weights": None, "weights": [0.5, 2.0, 0.0, 7.0]}
 
@@ -146,8 +144,9 @@ def test_the_mean_is_over_valid_pixels_only(rng):
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
-def test_nothing_to_learn_from_is_loss_zero_and_said_once(rng, warn_afresh, implementation):
+def test_nothing_to_learn_from_is_loss_zero_and_said_once(rng, monkeypatch, implementation):
     logits, target = random_batch(rng)
+    warn_afresh(monkeypatch)
     with pytest.warns(RuntimeWarning, match="nothing to learn from"):
         loss, dlogits = loss_and_gradient(logits, np.full_like(target, 255), label_smoothing=0.1,
                                           implementation=implementation)

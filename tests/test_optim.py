@@ -5,46 +5,41 @@ import math
 import numpy as np
 import pytest
 
+from minisegnet.layers import BatchNorm2d, Conv2d, Layer
 from minisegnet.optim import SGD, AdamW, FlatParameters, RMSprop, clip_grad_norm, flat, global_norm
 from minisegnet.optim.adamw import adamw_update_inplace, adamw_update_plain
 
 
-class TinyLayer:
-    """The part of a layer that an optimizer sees: parameters, gradients, children."""
-
-    def __init__(self, params=None, children=None):
-        self.params = dict(params or {})
-        self.grads = {key: np.zeros_like(array) for key, array in self.params.items()}
-        self.children = dict(children or {})
-
-    def named_layers(self, prefix=""):
-        yield prefix, self
-        for name, child in self.children.items():
-            yield from child.named_layers(f"{prefix}.{name}" if prefix else name)
-
-
 def tiny_model(rng, dtype=np.float64):
-    """Return a conv-like and a norm-like layer: a 4-D weight, and 1-D weight and bias."""
-    def draw(*shape):
-        return rng.standard_normal(shape).astype(dtype)
+    """Return a convolution with bias and a batch norm, 84 random parameters."""
+    model = Layer()
+    model.conv = Conv2d(2, 4, 3, rng=rng)
+    model.norm = BatchNorm2d(4)
+    model.astype(dtype)
+    for array in values(model):
+        array[...] = rng.standard_normal(array.shape)
+    return model
 
-    conv = TinyLayer({"weight": draw(3, 3, 2, 4), "bias": draw(4)})
-    norm = TinyLayer({"weight": draw(4), "bias": draw(4)})
-    return TinyLayer(children={"conv": conv, "norm": norm})
+
+def layer_of(**parameters):
+    """Return a layer that holds these parameters and does nothing."""
+    layer = Layer()
+    for name, array in parameters.items():
+        layer.add_parameter(name, array)
+    return layer
+
+
+def values(model):
+    return [array for _, array in model.named_parameters()]
 
 
 def set_gradients(model, rng, scale=1.0):
     """Fill every gradient of `model` with random numbers; return them, flat."""
     drawn = []
-    for _, layer in model.named_layers():
-        for array in layer.grads.values():
-            array[...] = scale * rng.standard_normal(array.shape)
-            drawn.append(array.ravel().copy())
+    for _, array in model.named_gradients():
+        array[...] = scale * rng.standard_normal(array.shape)
+        drawn.append(array.ravel().copy())
     return np.concatenate(drawn)
-
-
-def values(model):
-    return [array for _, layer in model.named_layers() for array in layer.params.values()]
 
 
 # The flat buffer
@@ -57,8 +52,8 @@ def test_layers_see_the_buffer_and_the_buffer_sees_the_layers(rng):
     for array, original in zip(values(model), before):
         np.testing.assert_array_equal(array, original)
     buffers.data[buffers.slices["norm.bias"]] = 7
-    assert (model.children["norm"].params["bias"] == 7).all()
-    model.children["conv"].grads["weight"] += 3
+    assert (model.norm.params["bias"] == 7).all()
+    model.conv.grads["weight"] += 3
     assert (buffers.grad[buffers.slices["conv.weight"]] == 3).all()
 
 
@@ -77,9 +72,9 @@ def test_only_kernels_are_neither_norm_nor_bias(rng):
 
 def test_mixed_dtypes_and_models_without_parameters_are_refused():
     with pytest.raises(TypeError, match="float32.*float64"):
-        FlatParameters(TinyLayer({"a": np.ones(2, np.float32), "b": np.ones(2)}))
+        FlatParameters(layer_of(a=np.ones(2, np.float32), b=np.ones(2)))
     with pytest.raises(ValueError, match="no parameters"):
-        FlatParameters(TinyLayer())
+        FlatParameters(Layer())
 
 
 @pytest.mark.parametrize("leave", ["another optimizer", "replaced array"])
@@ -89,7 +84,7 @@ def test_step_refuses_a_parameter_that_left_the_buffer(rng, leave):
     if leave == "another optimizer":
         SGD(model)
     else:
-        model.children["conv"].params["weight"] = np.zeros((3, 3, 2, 4))
+        model.conv.params["weight"] = np.zeros((3, 3, 2, 4))
     with pytest.raises(RuntimeError, match="conv.weight.*left"):
         optimizer.step()
 
@@ -116,7 +111,7 @@ def assert_same_trajectory(torch, rng, model, ours, theirs, parameters, steps=12
     """Give both optimizers the same gradients and rates; compare all parameters at each step."""
     for step in range(steps):
         set_gradients(model, rng, scale=10.0 ** rng.integers(-4, 3))
-        for p, (_, _, _, grad) in zip(parameters, ours.flat._views):
+        for p, (_, grad) in zip(parameters, model.named_gradients()):
             p.grad = torch.tensor(grad)
         ours.lr = theirs.param_groups[0]["lr"] * (0.9 if step % 2 else 1.1)
         for group in theirs.param_groups:
@@ -154,11 +149,11 @@ def test_clipping_equals_torch(torch, rng, max_norm):
     optimizer = SGD(model)
     set_gradients(model, rng)
     parameters = [torch.nn.Parameter(torch.tensor(array)) for array in values(model)]
-    for p, (_, _, _, grad) in zip(parameters, optimizer.flat._views):
+    for p, (_, grad) in zip(parameters, model.named_gradients()):
         p.grad = torch.tensor(grad)
     expected = torch.nn.utils.clip_grad_norm_(parameters, max_norm).item()
     assert clip_grad_norm(optimizer, max_norm) == pytest.approx(expected, rel=1e-12)
-    for p, (_, _, _, grad) in zip(parameters, optimizer.flat._views):
+    for p, (_, grad) in zip(parameters, model.named_gradients()):
         np.testing.assert_allclose(grad, p.grad.numpy(), rtol=1e-12)
 
 
@@ -202,7 +197,7 @@ def test_the_plain_adamw_update_changes_none_of_its_inputs(rng):
 
 
 def one_number(value):
-    return TinyLayer({"weight": np.array([[value]])})
+    return layer_of(weight=np.array([[value]]))
 
 
 def stepped(optimizer, *gradients):
@@ -246,7 +241,7 @@ def test_zero_grad_clears_every_gradient(rng):
     optimizer = AdamW(model)
     set_gradients(model, rng)
     optimizer.zero_grad()
-    assert not any(g.any() for _, layer in model.named_layers() for g in layer.grads.values())
+    assert not any(gradient.any() for _, gradient in model.named_gradients())
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)

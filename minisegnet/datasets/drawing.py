@@ -1,4 +1,4 @@
-"""What a floor plan is drawn with: floor textures, openings and fixture symbols, as tones.
+"""What a floor plan is drawn with: floor textures, openings and furniture, as tones.
 
 A tone is the share of paper that shows through: 0 is pure ink, 1 is blank paper. Nothing here
 knows colours, classes or random numbers.
@@ -82,7 +82,7 @@ def tree(size):
     return np.where(ring, 0.45, np.where(spokes, 0.7, 1.0))
 
 
-# ---------------------------------------------------------------- fixture symbols
+# ---------------------------------------------------------------- fixtures and furniture
 # Coordinates run from -1 to 1 over the symbol's square; v = -1 is the side at the wall.
 # `distance` is negative inside a shape. `cover` turns it into a share of the pixel.
 
@@ -121,12 +121,31 @@ def _bed(u, v, ink):
     return frame, ink(frame) + ink(pillow) + 0.6 * ink(blanket, fill=True)
 
 
-_SYMBOLS = {"toilet": _toilet, "sink": _sink, "stove": _stove, "bed": _bed}
+def _table(u, v, ink):
+    top = _disc(u, v, 0.95, 0.95)
+    return top, ink(top) + ink(_disc(u, v, 0.6, 0.6))
+
+
+def _wardrobe(u, v, ink):
+    box = _box(u, v, 0.98, 0.7)
+    cross = abs(abs(u) / 0.98 - abs(v) / 0.7) - 0.1
+    return box, ink(box) + ink(cross, fill=True)
+
+
+def _cupboard(u, v, ink):
+    box, doors = _box(u, v, 0.9, 0.9), _box(u, v, 0.05, 0.9)
+    return box, ink(box) + ink(doors, fill=True) + ink(_box(u, v + 0.5, 0.9, 0.04), fill=True)
+
+
+_SYMBOLS = {
+    "toilet": _toilet, "sink": _sink, "stove": _stove, "bed": _bed,
+    "table": _table, "wardrobe": _wardrobe, "cupboard": _cupboard,
+}  # fmt: skip
 
 
 @lru_cache(maxsize=256)
 def symbol(kind, size, turns):
-    """Draw the fixture `kind` in a square of `size` px, turned by `turns` quarter turns.
+    """Draw the fixture or piece of furniture `kind` in a square of `size` px, turned by `turns` quarter turns.
 
     Returns tone (size, size) float64 and the pixels it covers (size, size) bool, read-only.
     """

@@ -33,7 +33,7 @@ _FIXTURES = {
     "bed": (BED, (BEDROOM,)),
     "sink": (SINK, (BATHROOM, KITCHEN)),
 }
-_TAKEN = np.isin(np.arange(len(CLASS_NAMES)), (DOOR, WINDOW, *RAREST))  # by label
+_FURNITURE = ("table", "wardrobe", "cupboard")  # as large as a fixture, but part of the room
 _SPLITS = {"train": 0, "val": 1, "test": 2}
 _SIZES = {"train": 320, "val": 96, "test": 96}  # plans
 _MAX_COPIES = 4
@@ -60,6 +60,15 @@ class Rect(NamedTuple):
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
+class Sheet(NamedTuple):
+    """A plan while it is drawn."""
+
+    mask: np.ndarray  # (H, W) uint8
+    tone: np.ndarray  # (H, W) float64, 0 ink to 1 paper
+    tint: np.ndarray  # (H, W, 3) float64, colour of the paper
+    taken: np.ndarray  # (H, W) bool, where an opening, a fixture or furniture is
+
+
 class FloorPlans:
     """Floor plans drawn on demand and kept in memory: 12 classes, most pixels background.
 
@@ -72,6 +81,9 @@ class FloorPlans:
     - `rare_share`: share of all pixels that each kind of fixture takes; None means one fixture
       of the kind in every plan that has it. A larger share puts up to four copies in a plan.
 
+    - `furniture`: pieces of furniture in a plan, on average; they look like fixtures at a glance
+      but keep their room's label, so that an outline alone does not give a fixture away.
+
     `wall` is the thickness of walls in px. The same arguments and index give the same bytes;
     train, val and test never share a plan. Raises ValueError if a dial cannot be met.
     """
@@ -82,7 +94,7 @@ class FloorPlans:
 
     def __init__(self, split="train", *, length=None, size=(128, 160), seed=0,
                  background_share=0.72, fixture_size=12, rare_image_share=0.12, rare_share=None,
-                 wall=6, ignore_index=255):
+                 furniture=2.0, wall=6, ignore_index=255):
         if split not in _SPLITS:
             raise ValueError(f"split {split!r} is not one of train, val, test")
         if min(size) < 64:
@@ -95,7 +107,7 @@ class FloorPlans:
             raise ValueError(f"rare_image_share {rare_image_share} is outside 0 to 1")
         self.split, self.size, self.seed = split, tuple(size), seed
         self.background_share, self.fixture_size = background_share, fixture_size
-        self.rare_image_share, self.wall = rare_image_share, wall
+        self.rare_image_share, self.furniture, self.wall = rare_image_share, furniture, wall
         self.ignore_index = ignore_index
         self._length = _SIZES[split] if length is None else length
         self._copies = {kind: self._copies_of(kind, rare_share) for kind in _FIXTURES}
@@ -139,33 +151,63 @@ class FloorPlans:
     def _draw(self, rng):
         """Return image (H, W, 3) uint8 and mask (H, W) uint8 of one plan."""
         H, W = self.size
-        mask = np.zeros((H, W), np.uint8)  # BACKGROUND
-        tone = np.ones((H, W))
+        sheet = Sheet(
+            mask=np.full((H, W), BACKGROUND, np.uint8),
+            tone=np.ones((H, W)),
+            tint=np.empty((H, W, 3)),
+            taken=np.zeros((H, W), bool),
+        )
         # Every region has its own tint of the paper, whatever its class.
         paper = rng.uniform(0.75, 0.95) * _pastel(rng, 0.08)
-        tint = np.empty((H, W, 3))
-        tint[:] = paper * _pastel(rng, 0.12)
+        sheet.tint[:] = paper * _pastel(rng, 0.12)
         house = _place_house(rng, H, W, 1 - self.background_share)
-        _draw_site(rng, tone, house)
+        _draw_site(rng, sheet.tone, house)
 
-        mask[house.slices] = WALL
-        tone[house.slices] = rng.uniform(0, 0.25)
+        sheet.mask[house.slices] = WALL
+        sheet.tone[house.slices] = rng.uniform(0, 0.25)
         rooms = _split_into_rooms(rng, house, self.wall)
         kinds = rng.permutation(list(_TEXTURES))
         for room, kind in zip(rooms, kinds):
-            mask[room.slices] = kind
-            tint[room.slices] = paper * _pastel(rng, 0.15)
+            sheet.mask[room.slices] = kind
+            sheet.tint[room.slices] = paper * _pastel(rng, 0.15)
             floor = _TEXTURES[kind](room.height, room.width, *rng.integers(0, (40, 2)))
-            tone[room.slices] = 1 - rng.uniform(0.6, 1.0) * (1 - floor)
+            sheet.tone[room.slices] = 1 - rng.uniform(0.6, 1.0) * (1 - floor)
         for fixture, (label, hosts) in _FIXTURES.items():
             if rng.random() < self.rare_image_share:
-                floors = [(room, kind) for room, kind in zip(rooms, kinds) if kind in hosts]
+                floors = [room for room, kind in zip(rooms, kinds) if kind in hosts]
                 for _ in range(int(self._copies[fixture] + rng.random())):
-                    size = self.fixture_size + int(rng.integers(-1, 2))
-                    _place_fixture(rng, mask, tone, tint, floors, fixture, size, label)
+                    self._place_symbol(rng, sheet, floors, fixture, label)
         # After the fixtures, so that no door opens onto one.
-        _draw_openings(rng, mask, tone, house, rooms, self.wall)
-        return _photograph(rng, tone, tint), mask
+        _draw_openings(rng, sheet, house, rooms, self.wall)
+        for _ in range(rng.poisson(self.furniture)):
+            k = rng.integers(len(rooms))
+            kind = _FURNITURE[rng.integers(len(_FURNITURE))]
+            # Furniture keeps the label of the floor it stands on.
+            self._place_symbol(rng, sheet, [rooms[k]], kind, kinds[k])
+        return _photograph(rng, sheet.tone, sheet.tint), sheet.mask
+
+    def _place_symbol(self, rng, sheet, floors, kind, label):
+        """Draw a symbol with its back to a wall of one of the `floors`, where one is free."""
+        size = self.fixture_size + int(rng.integers(-1, 2))
+        slots = []  # (top, left, turns)
+        for room in floors:
+            top, left = room.top + 1, room.left + 1
+            bottom, right = room.bottom - size - 1, room.right - size - 1
+            if bottom >= top and right >= left:
+                slots += [(y, x, t) for x in range(left, right + 1) for y, t in
+                          ((top, 0), (bottom, 2))]
+                slots += [(y, x, t) for y in range(top, bottom + 1) for x, t in
+                          ((left, 1), (right, 3))]
+        for k in rng.permutation(len(slots)):
+            top, left, turns = slots[k]
+            where = slice(top, top + size), slice(left, left + size)
+            if not sheet.taken[where].any():
+                symbol, inside = drawing.symbol(kind, size, turns)
+                sheet.mask[where][inside] = label
+                sheet.tone[where][inside] = symbol[inside]
+                sheet.tint[where][inside] *= _pastel(rng, 0.12)
+                sheet.taken[where] = True
+                return
 
 
 def _pastel(rng, strength):
@@ -213,8 +255,8 @@ def _draw_site(rng, tone, house):
     y, x = max(0, house.top - 6), max(0, house.left - 6)
     for line in (np.s_[y, house.left:house.right], np.s_[house.top:house.bottom, x]):
         tone[line] = 0.4
-    tone[max(0, y - 2) : y + 3, [house.left, house.right - 1]] = 0.4
-    tone[[house.top, house.bottom - 1], max(0, x - 2) : x + 3] = 0.4
+    tone[max(0, y - 2):y + 3, [house.left, house.right - 1]] = 0.4
+    tone[[house.top, house.bottom - 1], max(0, x - 2):x + 3] = 0.4
 
 
 # A stretch of wall is (Rect, turns): turns says into which room its door would open,
@@ -250,7 +292,7 @@ def _shared_wall(room, other, wall):
     return None
 
 
-def _draw_openings(rng, mask, tone, house, rooms, wall):
+def _draw_openings(rng, sheet, house, rooms, wall):
     """Draw doors between rooms along a spanning tree, an entrance, and windows."""
     length = 2 * wall
     group = list(range(len(rooms)))  # rooms that doors connect share a number
@@ -260,7 +302,7 @@ def _draw_openings(rng, mask, tone, house, rooms, wall):
         stretch = _shared_wall(rooms[i], rooms[j], wall)
         if group[i] != group[j] and stretch is not None:
             opening = [part[:depth] for part in _any_door(rng, length, wall)]
-            if _cut_opening(rng, mask, tone, *stretch, *opening, DOOR):
+            if _cut_opening(rng, sheet, *stretch, *opening, DOOR):
                 group = [group[i] if g == group[j] else g for g in group]
     outer = [stretch for room in rooms for stretch in _outer_walls(room, house, wall)]
     pane = drawing.window(length + 2, wall)
@@ -269,9 +311,9 @@ def _draw_openings(rng, mask, tone, house, rooms, wall):
     for stretch in (outer[k] for k in rng.permutation(len(outer))):
         if not entered:
             door = _any_door(rng, length, wall)
-            entered = _cut_opening(rng, mask, tone, *stretch, *door, DOOR)
+            entered = _cut_opening(rng, sheet, *stretch, *door, DOOR)
         elif rng.random() < 0.7:
-            _cut_opening(rng, mask, tone, *stretch, pane, glass, WINDOW)
+            _cut_opening(rng, sheet, *stretch, pane, glass, WINDOW)
 
 
 def _any_door(rng, length, wall):
@@ -280,7 +322,7 @@ def _any_door(rng, length, wall):
     return tuple(part[:, ::side] for part in drawing.door(length, wall))
 
 
-def _cut_opening(rng, mask, tone, stretch, turns, piece, inside, label):
+def _cut_opening(rng, sheet, stretch, turns, piece, inside, label):
     """Draw `piece` somewhere along a stretch of wall; return whether there was room for it."""
     gap = piece.shape[1] * min(stretch.height, stretch.width)
     piece, inside = np.rot90(piece, turns), np.rot90(inside, turns)
@@ -290,34 +332,14 @@ def _cut_opening(rng, mask, tone, stretch, turns, piece, inside, label):
         top = stretch.bottom - h if turns == 2 else stretch.top + (turns % 2) * step
         left = stretch.right - w if turns == 3 else stretch.left + (turns % 2 == 0) * step
         where = slice(top, top + h), slice(left, left + w)
-        covered = mask[where][inside]
         # Wall under the gap only, and bare floor under the leaf.
-        if (covered == WALL).sum() == gap and not _TAKEN[covered].any():
-            mask[where][inside] = label
-            tone[where][inside] = piece[inside]
+        is_wall = sheet.mask[where][inside] == WALL
+        if is_wall.sum() == gap and not sheet.taken[where][inside].any():
+            sheet.mask[where][inside] = label
+            sheet.tone[where][inside] = piece[inside]
+            sheet.taken[where][inside] = True
             return True
     return False
-
-
-def _place_fixture(rng, mask, tone, tint, floors, fixture, size, label):
-    """Draw a fixture with its back to a wall of one of the `floors`, if some floor is free."""
-    slots = []  # (top, left, turns, kind of room)
-    for room, kind in floors:
-        top, left = room.top + 1, room.left + 1
-        bottom, right = room.bottom - size - 1, room.right - size - 1
-        for x in range(left, right + 1):
-            slots += [(top, x, 0, kind), (bottom, x, 2, kind)]
-        for y in range(top, bottom + 1):
-            slots += [(y, left, 1, kind), (y, right, 3, kind)]
-    for k in rng.permutation(len(slots)):
-        top, left, turns, kind = slots[k]
-        where = slice(top, top + size), slice(left, left + size)
-        if (mask[where] == kind).all():
-            symbol, inside = drawing.symbol(fixture, size, turns)
-            mask[where][inside] = label
-            tone[where][inside] = symbol[inside]
-            tint[where][inside] *= _pastel(rng, 0.12)
-            return
 
 
 def _photograph(rng, tone, tint):

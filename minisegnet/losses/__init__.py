@@ -9,7 +9,11 @@ from minisegnet.losses.criterion import Criterion
 from minisegnet.losses.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from minisegnet.losses.dice import dice_backward, dice_forward
 from minisegnet.losses.focal import focal_backward, focal_forward
-from minisegnet.losses.upsampled import upsampled_loss_backward, upsampled_loss_forward
+from minisegnet.losses.upsampled import (
+    upsampled_loss_backward,
+    upsampled_loss_forward,
+    upsampled_prediction,
+)
 
 __all__ = [
     "Criterion",
@@ -23,4 +27,5 @@ __all__ = [
     "focal_forward",
     "upsampled_loss_backward",
     "upsampled_loss_forward",
+    "upsampled_prediction",
 ]

@@ -18,7 +18,7 @@ _FUNCTIONS = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Criterion:
     """A loss by name, "ce", "focal", "dice" or "combined", and its options.
 

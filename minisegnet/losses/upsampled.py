@@ -90,6 +90,22 @@ def upsampled_loss_backward(dloss, cache):
     return _second_sweep(float(dloss), cache)
 
 
+def upsampled_prediction(coarse, size):
+    """Return the most likely class (N, *size) of coarse logits (N, h, w, K) enlarged to size.
+
+    uint8 for up to 256 classes. The lowest class wins a tie.
+    """
+    check_logits(coarse)
+    N, _, _, K = coarse.shape
+    prediction = np.empty((N, *size), np.min_scalar_type(K - 1))
+
+    def band(z, predicted):
+        predicted[...] = z.argmax(axis=0)
+
+    _sweep(coarse, prediction, band, gradient=False)
+    return prediction
+
+
 def _cross_entropy(coarse, labels, *, weight=None, label_smoothing=0.0):
     terms = cross_entropy_terms(labels.counts, weight, label_smoothing, coarse.dtype)
     losses, dcoarse = _sweep(
@@ -139,7 +155,7 @@ def _sums_of_first_sweep(coarse, labels, focal):
     def band(z, label):
         sums, log_prob = exp_and_log_prob(z, target_index(label, K))
         # S without a pass that divides: sum_i exp(z_ci) / sums_i is a matrix-vector product
-        total = z @ ((label < K) / sums).astype(z.dtype)
+        total = z @ ((label < K) / sums)
         loss = focal_of_log_prob(log_prob, label, focal)[0] if focal else 0.0
         return loss, dice_sums(total, log_prob, label)
 
@@ -167,15 +183,16 @@ def _second_sweep(dloss, cache):
     return dcoarse
 
 
-def _sweep(coarse, labels, band_function, *, gradient):
-    """Call `band_function(z, label)` for every band of rows of every image, threaded by image.
+def _sweep(coarse, pixels, band_function, *, gradient):
+    """Call `band_function(z, band of pixels)` for bands of rows of every image, threaded by image.
 
-    z (K, P) are the enlarged, shifted logits of the band, label (P,) its labels. With
-    `gradient` the function leaves in z their gradient. Returns the list of its results, in
-    order, and dcoarse (N, h, w, K), or None without `gradient`.
+    `pixels` (N, H, W) sets the size: labels to read, or an array to fill. z (K, P) are the
+    enlarged, shifted logits of the band and (P,) its pixels. With `gradient` the function
+    leaves in z the gradient. Returns the list of its results, in order, and dcoarse
+    (N, h, w, K), or None without `gradient`.
     """
     N, h, w, K = coarse.shape
-    H, W = labels.shape[1:]
+    H, W = pixels.shape[1:]
     column_bands = row_bands(interpolation_matrix(w, W, coarse.dtype), COLUMNS_PER_BAND)
     bands = row_bands(interpolation_matrix(h, H, coarse.dtype),
                       cached_rows(K * W * coarse.itemsize))
@@ -197,7 +214,7 @@ def _sweep(coarse, labels, band_function, *, gradient):
             np.matmul(block, wide[:, sources], out=z)
             if steep:
                 z -= z.max(axis=0)
-            results.append(band_function(z.reshape(K, R * W), labels[n, rows].reshape(-1)))
+            results.append(band_function(z.reshape(K, R * W), pixels[n, rows].reshape(-1)))
             if gradient:
                 dwide[:, sources] += block.T @ z  # the transpose of the band's enlargement
         if gradient:

@@ -30,6 +30,10 @@ class ASPP(Layer):
         self.dropout = Dropout(dropout, rng=rng)
 
     def forward(self, x):
+        if self.pooled.norm.training and x.shape[0] == 1:
+            raise ValueError("image pooling leaves one value per channel at batch size 1, and "
+                             "batch norm in training needs two: use a batch of at least 2 "
+                             "(drop_last where one is left over), or eval()")
         branches = [self.pointwise.forward(x)]
         branches += [conv.forward(x) for conv in self.atrous.children.values()]
         # Bilinear upsampling of a 1x1 map repeats it at every pixel.

@@ -14,10 +14,13 @@ def build_model(name, num_classes, *, seed=0, dtype="float32", batch_norm_moment
     `name` is "mini" (floor plans on a laptop CPU), "deeplab_light" or "deeplab_baseline". The
     same `seed` gives the same weights in float32 and float64. `batch_norm_momentum` is the share
     of the new batch in every running statistic: 0.1 suits training from scratch; MobileNetV3's
-    own 0.01 suits fine-tuning. Raises ValueError for an unknown name or fewer than 2 classes.
+    own 0.01 suits fine-tuning. Raises ValueError for an unknown name, fewer than 2 classes, or
+    another dtype.
     """
     if num_classes < 2:
         raise ValueError(f"a segmentation model needs at least 2 classes, not {num_classes}")
+    if np.dtype(dtype) not in (np.float32, np.float64):
+        raise ValueError(f"dtype is float32 to train or float64 to check, not {dtype}")
     common = {"rng": np.random.default_rng(seed), "momentum": batch_norm_momentum}
     if name == "mini":
         backbone = MobileNetV3(MINI, **common)

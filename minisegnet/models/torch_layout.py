@@ -5,6 +5,7 @@ Backbone names are those of torchvision's `mobilenet_v3_small().features`.
 
 import numpy as np
 
+from minisegnet.backend import asnumpy
 from minisegnet.layers import BatchNorm2d, Conv2d, DepthwiseConv2d
 from minisegnet.models.mobilenet_v3 import InvertedResidual
 
@@ -43,8 +44,9 @@ def to_torch_state_dict(model):
     for name, layer in model.named_layers():
         for arrays in (layer.params, layer.buffers):
             for key, array in arrays.items():
-                torch_array = np.ascontiguousarray(to_torch_layout(layer, key, array))
-                state[f"{names[name]}.{key}"] = torch_array
+                torch_array = to_torch_layout(layer, key, asnumpy(array))
+                # A copy: training goes on in the model's own arrays.
+                state[f"{names[name]}.{key}"] = np.array(torch_array, order="C")
         if isinstance(layer, BatchNorm2d):
             state[f"{names[name]}.num_batches_tracked"] = np.array(0, np.int64)
     return state

@@ -13,7 +13,7 @@ class Tap(NamedTuple):
 
 
 def output_size(size, kernel, stride, padding, dilation):
-    """Length of a windowed axis: floor((size + 2 padding - dilation (kernel - 1) - 1) / stride) + 1.
+    """Length of a windowed axis: (size + 2 padding - dilation (kernel - 1) - 1) // stride + 1.
 
     Raises ValueError if the window is larger than the padded input.
     """

@@ -9,11 +9,19 @@ Source: Howard et al., "Searching for MobileNetV3" (2019) for hardswish and hard
 import numpy as np
 
 from minisegnet.backend import get_array_module
+from minisegnet.ops._checks import check_dtype
 from minisegnet.parallel import parallel_map, row_blocks
 
 
 def _blockwise(function, *arrays):
-    """Apply `function(*blocks) -> block` over flat blocks of equal arrays, in threads."""
+    """Apply `function(*blocks) -> block` over flat blocks of equal arrays, in threads.
+
+    Raises ValueError if the arrays' shapes differ, TypeError if their dtypes do or are not float.
+    """
+    if len({array.shape for array in arrays}) > 1:
+        raise ValueError(f"an activation's backward takes dout of the output's shape, not "
+                         f"{' for '.join(str(array.shape) for array in arrays)}")
+    check_dtype("an activation", *arrays)
     xp = get_array_module(arrays[0])
     if xp is not np:
         return function(*arrays)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
+from minisegnet.ops._checks import check_dtype, check_upstream
 from minisegnet.parallel import parallel_map, row_blocks
 
 
@@ -34,15 +35,16 @@ def batch_norm_forward(x, weight, bias, running_mean, running_var, *, training, 
     evaluation the running statistics are used and returned as they are.
 
     Raises ValueError for shapes that do not fit, and in training for one value per channel,
-    which has no variance.
+    which has no variance; TypeError for mixed dtypes.
     """
     C = x.shape[-1]
     if x.ndim != 4 or any(v.shape != (C,) for v in (weight, bias, running_mean, running_var)):
         raise ValueError(f"batch_norm takes x (N, H, W, C) and vectors (C,), not {x.shape} and "
                          f"{weight.shape}, {bias.shape}, {running_mean.shape}, "
                          f"{running_var.shape}")
-    n = x.size // C
-    if training and n == 1:
+    check_dtype("batch_norm", x, weight, bias, running_mean, running_var)
+    n = x.shape[0] * x.shape[1] * x.shape[2]
+    if training and n < 2:
         raise ValueError(f"batch_norm in training needs more than one value per channel, and got "
                          f"an input of shape {x.shape}; use a batch of at least 2, a larger "
                          f"image, or eval()")
@@ -50,7 +52,8 @@ def batch_norm_forward(x, weight, bias, running_mean, running_var, *, training, 
     if training:
         mean, var = statistics(x)
         running_mean = ((1 - momentum) * running_mean + momentum * mean).astype(x.dtype)
-        running_var = ((1 - momentum) * running_var + momentum * var * (n / (n - 1))).astype(x.dtype)
+        unbiased = var * (n / (n - 1))
+        running_var = ((1 - momentum) * running_var + momentum * unbiased).astype(x.dtype)
     else:
         mean, var = running_mean, running_var
     inv_std = 1 / (var + x.dtype.type(eps)) ** x.dtype.type(0.5)
@@ -65,6 +68,7 @@ def batch_norm_backward(dout, cache, *, implementation="numpy"):
 
         dx = weight * inv_std * (dout - mean(dout) - xhat * mean(dout * xhat))
     """
+    check_upstream("batch_norm", dout, cache.x.shape)
     return _IMPLEMENTATIONS[implementation][2](dout, cache)
 
 

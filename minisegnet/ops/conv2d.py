@@ -1,7 +1,7 @@
 """2-D convolution (cross-correlation, as torch.nn.Conv2d), forward and backward, NHWC.
 
-    out[n, oh, ow, o] = bias[o] + sum over kh, kw, c of
-                        x[n, oh*stride + kh*dilation - padding, ow*stride + ..., c] * weight[kh, kw, c, o]
+    out[n, oh, ow, o] = bias[o] + sum over kh, kw, c of x[n, h, w, c] * weight[kh, kw, c, o]
+    with h = oh*stride + kh*dilation - padding, and w likewise; x is 0 outside
 
 Source: Dumoulin and Visin, "A guide to convolution arithmetic for deep learning" (2016).
 """
@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
+from minisegnet.ops._checks import check_dtype, check_upstream
 from minisegnet.ops._windows import check_window, output_size, valid_taps
 
 # Below this many weights per output channel the matrix products of single taps are too thin for
@@ -35,7 +36,7 @@ def conv2d_forward(x, weight, bias=None, *, stride=1, padding=0, dilation=1,
 
     Returns `out` (N, OH, OW, OC) and a cache for `conv2d_backward`. `implementation` is
     "loops" (the definition) or "numpy" (matrix products). Raises ValueError for shapes that do
-    not fit.
+    not fit, TypeError for mixed dtypes.
     """
     check_window(stride, padding, dilation)
     if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[2]:
@@ -43,6 +44,7 @@ def conv2d_forward(x, weight, bias=None, *, stride=1, padding=0, dilation=1,
                          f" not {x.shape} and {weight.shape}")
     if bias is not None and bias.shape != weight.shape[3:]:
         raise ValueError(f"conv2d bias must be (OC,) = {weight.shape[3:]}, not {bias.shape}")
+    check_dtype("conv2d", x, weight, *(() if bias is None else (bias,)))
     forward = {"loops": conv2d_forward_loops, "numpy": conv2d_forward_numpy}[implementation]
     out = forward(x, weight, stride, padding, dilation)
     if bias is not None:
@@ -57,9 +59,7 @@ def conv2d_backward(dout, cache, *, input_gradient=True, implementation="numpy")
     spares the first layer of a network the gradient of the picture.
     """
     expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding, cache.dilation)
-    if dout.shape != expected:
-        raise ValueError(f"conv2d backward takes dout of the output's shape {expected}, "
-                         f"not {dout.shape}")
+    check_upstream("conv2d", dout, expected)
     backward = {"loops": conv2d_backward_loops, "numpy": conv2d_backward_numpy}[implementation]
     dx, dweight = backward(dout, cache, input_gradient)
     # dbias = sum of dout over every pixel

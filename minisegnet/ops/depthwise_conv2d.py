@@ -1,7 +1,7 @@
 """Depthwise 2-D convolution: every channel is filtered by its own kernel, NHWC.
 
-    out[n, oh, ow, c] = sum over kh, kw of
-                        x[n, oh*stride + kh*dilation - padding, ow*stride + ..., c] * weight[kh, kw, c]
+    out[n, oh, ow, c] = sum over kh, kw of x[n, h, w, c] * weight[kh, kw, c]
+    with h = oh*stride + kh*dilation - padding, and w likewise; x is 0 outside
 
 It is torch.nn.Conv2d(C, C, groups=C). There is no sum over channels, so no matrix product: the
 work is one multiply-add per tap, and memory traffic decides its speed.
@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
+from minisegnet.ops._checks import check_dtype, check_upstream
 from minisegnet.ops._windows import check_window, output_size, valid_taps
 from minisegnet.parallel import parallel_map
 
@@ -33,12 +34,14 @@ def depthwise_conv2d_forward(x, weight, *, stride=1, padding=0, dilation=1,
     """Filter each channel of `x` (N, H, W, C) by its own `weight` (KH, KW, C), zero-padded.
 
     Returns `out` (N, OH, OW, C) and a cache for `depthwise_conv2d_backward`. `implementation`
-    is "loops" (the definition) or "numpy". Raises ValueError for shapes that do not fit.
+    is "loops" (the definition) or "numpy". Raises ValueError for shapes that do not fit,
+    TypeError for mixed dtypes.
     """
     check_window(stride, padding, dilation)
     if x.ndim != 4 or weight.ndim != 3 or x.shape[3] != weight.shape[2]:
         raise ValueError(f"depthwise_conv2d takes x (N, H, W, C) and weight (KH, KW, C) with the "
                          f"same C, not {x.shape} and {weight.shape}")
+    check_dtype("depthwise_conv2d", x, weight)
     forward = {"loops": depthwise_conv2d_forward_loops,
                "numpy": depthwise_conv2d_forward_numpy}[implementation]
     return (forward(x, weight, stride, padding, dilation),
@@ -48,9 +51,7 @@ def depthwise_conv2d_forward(x, weight, *, stride=1, padding=0, dilation=1,
 def depthwise_conv2d_backward(dout, cache, *, implementation="numpy"):
     """Return `(dx, dweight)` for `dout` (N, OH, OW, C)."""
     expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding, cache.dilation)
-    if dout.shape != expected:
-        raise ValueError(f"depthwise_conv2d backward takes dout of the output's shape {expected}, "
-                         f"not {dout.shape}")
+    check_upstream("depthwise_conv2d", dout, expected)
     backward = {"loops": depthwise_conv2d_backward_loops,
                 "numpy": depthwise_conv2d_backward_numpy}[implementation]
     return backward(dout, cache)

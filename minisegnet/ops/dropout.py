@@ -1,6 +1,11 @@
-"""Inverted dropout (Srivastava et al., 2014): what is kept is scaled, so evaluation does nothing."""
+"""Inverted dropout: what is kept is scaled up, so that evaluation does nothing.
+
+Source: Srivastava et al., "Dropout: a simple way to prevent neural networks from overfitting"
+(2014).
+"""
 
 from minisegnet.backend import get_array_module
+from minisegnet.ops._checks import check_dtype, check_upstream
 
 
 def dropout_forward(x, p, rng):
@@ -11,6 +16,7 @@ def dropout_forward(x, p, rng):
     """
     if not 0 <= p < 1:
         raise ValueError(f"dropout probability must be in [0, 1), not {p}")
+    check_dtype("dropout", x)
     xp = get_array_module(x)
     keep = xp.asarray(rng.random(x.shape, dtype="float32") >= p)
     scaled_mask = keep * x.dtype.type(1 / (1 - p))
@@ -19,4 +25,5 @@ def dropout_forward(x, p, rng):
 
 def dropout_backward(dout, scaled_mask):
     """dx = dout * mask / (1 - p)."""
+    check_upstream("dropout", dout, scaled_mask.shape)
     return dout * scaled_mask

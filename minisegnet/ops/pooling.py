@@ -5,20 +5,25 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
+from minisegnet.ops._checks import check_dtype, check_upstream
 from minisegnet.ops._windows import check_window, output_size, valid_taps
+
+NO_WINNER = -1  # before a window has seen its first pixel, which may be -inf
 
 
 def global_average_pool_forward(x):
     """Mean over the pixels: `x` (N, H, W, C) -> `out` (N, 1, 1, C). The cache is x's shape."""
     if x.ndim != 4:
         raise ValueError(f"global_average_pool takes x (N, H, W, C), not {x.shape}")
+    check_dtype("global_average_pool", x)
     return x.mean(axis=(1, 2), keepdims=True), x.shape
 
 
 def global_average_pool_backward(dout, x_shape):
     """dx = dout / (H * W) at every pixel: (N, 1, 1, C) -> (N, H, W, C)."""
     xp = get_array_module(dout)
-    _, H, W, _ = x_shape
+    N, H, W, C = x_shape
+    check_upstream("global_average_pool", dout, (N, 1, 1, C))
     return xp.broadcast_to(dout / (H * W), x_shape).copy()
 
 
@@ -35,14 +40,17 @@ class MaxPool2dCache(NamedTuple):
 def max_pool2d_forward(x, kernel_size, *, stride=None, padding=0, implementation="numpy"):
     """Maximum over windows: `x` (N, H, W, C) -> `out` (N, OH, OW, C). Stride defaults to kernel.
 
-    Among equal values the first in row order wins, as in torch. Raises ValueError for a window
-    that does not fit or a padding above half of it.
+    Among equal values the first in row order wins, and nan wins over all, as in torch. Raises
+    ValueError for a window that does not fit or a padding above half of it.
     """
     stride = kernel_size if stride is None else stride
+    if not isinstance(kernel_size, int) or kernel_size < 1:
+        raise ValueError(f"kernel_size must be a whole number >= 1, not {kernel_size!r}")
     check_window(stride, padding, 1)
     if x.ndim != 4 or 2 * padding > kernel_size:
         raise ValueError(f"max_pool2d takes x (N, H, W, C) and padding <= kernel_size / 2, not "
                          f"{x.shape} and padding {padding} for kernel_size {kernel_size}")
+    check_dtype("max_pool2d", x)
     forward = {"loops": max_pool2d_forward_loops,
                "numpy": max_pool2d_forward_numpy}[implementation]
     out, winner = forward(x, kernel_size, stride, padding)
@@ -51,6 +59,7 @@ def max_pool2d_forward(x, kernel_size, *, stride=None, padding=0, implementation
 
 def max_pool2d_backward(dout, cache, *, implementation="numpy"):
     """dx: each output's gradient goes to the one pixel that was its maximum."""
+    check_upstream("max_pool2d", dout, cache.winner.shape)
     backward = {"loops": max_pool2d_backward_loops,
                 "numpy": max_pool2d_backward_numpy}[implementation]
     return backward(dout, cache)
@@ -66,13 +75,15 @@ def max_pool2d_forward_loops(x, kernel_size, stride, padding):
     N, H, W, C = x.shape
     shape = _output_shape(x, kernel_size, stride, padding)
     out = np.full(shape, -np.inf, x.dtype)
-    winner = np.zeros(shape, np.int16)
+    winner = np.full(shape, NO_WINNER, np.int16)
     for n, oh, ow, c in np.ndindex(shape):
         for kh, kw in np.ndindex(kernel_size, kernel_size):
             h, w = oh * stride + kh - padding, ow * stride + kw - padding
-            if 0 <= h < H and 0 <= w < W and x[n, h, w, c] > out[n, oh, ow, c]:
-                out[n, oh, ow, c] = x[n, h, w, c]
-                winner[n, oh, ow, c] = kh * kernel_size + kw
+            if 0 <= h < H and 0 <= w < W:
+                value, best = x[n, h, w, c], out[n, oh, ow, c]
+                if value > best or np.isnan(value) or winner[n, oh, ow, c] == NO_WINNER:
+                    out[n, oh, ow, c] = value
+                    winner[n, oh, ow, c] = kh * kernel_size + kw
     return out, winner
 
 
@@ -90,11 +101,12 @@ def max_pool2d_forward_numpy(x, kernel_size, stride, padding):
     xp = get_array_module(x)
     shape = _output_shape(x, kernel_size, stride, padding)
     out = xp.full(shape, -xp.inf, x.dtype)
-    winner = xp.zeros(shape, xp.int16)
+    winner = xp.full(shape, NO_WINNER, xp.int16)
     for tap in valid_taps(x.shape, shape, (kernel_size, kernel_size), stride, padding, 1):
-        larger = x[tap.x] > out[tap.out]
-        out[tap.out][larger] = x[tap.x][larger]
-        winner[tap.out][larger] = tap.kh * kernel_size + tap.kw
+        x_tap = x[tap.x]
+        wins = (x_tap > out[tap.out]) | xp.isnan(x_tap) | (winner[tap.out] == NO_WINNER)
+        out[tap.out][wins] = x_tap[wins]
+        winner[tap.out][wins] = tap.kh * kernel_size + tap.kw
     return out, winner
 
 

@@ -57,13 +57,13 @@ def read_checkpoint(path):
         raise UserError(f"there is no checkpoint {path}; give the path of a .npz file of a run")
     groups = {"param": {}, "buffer": {}, "optimizer": {}}
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             meta = json.loads(str(arrays["meta"]))
             for key in arrays.files:
                 kind, _, name = key.partition("/")
                 if kind in groups:
                     groups[kind][name] = arrays[key]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
         raise UserError(f"{path} is not a checkpoint of minisegnet ({error}); "
                         f"use a last.npz or best.npz of a run folder") from error
     return Checkpoint(path, groups["param"], groups["buffer"], groups["optimizer"], meta)

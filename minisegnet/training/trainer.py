@@ -10,6 +10,7 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import numpy as np
 from tqdm import tqdm
 
 from minisegnet.errors import UserError
@@ -72,6 +73,11 @@ class Trainer:
 
     def train_step(self, batch):
         """One update; returns (loss, parts of the loss, gradient norm before clipping)."""
+        # An overflow shows in the loss or the norm, and is reported from there.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return self._train_step(batch)
+
+    def _train_step(self, batch):
         self.optimizer.lr = self.schedule(self.step)
         self.optimizer.zero_grad()
         coarse = self.model.forward_coarse(batch.images)

@@ -1,0 +1,1 @@
+"""Every gradient and every number, checked: `python -m minisegnet.verify`."""

@@ -1,9 +1,9 @@
 """`python -m minisegnet.verify`: is every gradient, and every other number, right?
 
-One table over every op, layer, loss, optimizer, schedule, metric and weight scheme. "differences"
-is the relative error of the hand-written gradients against central differences, "reference" that of
-outputs and gradients against an independent source: torch's own op ("torch"), a formula that torch
-differentiates ("autograd"), or a plain formula that needs no torch ("formula"). All in float64.
+One table over every op, layer, loss, optimizer, schedule, metric and weight scheme, in float64.
+"differences" is the relative error of the hand-written gradients against central differences;
+"reference" that of outputs and gradients against an independent source: torch's own op ("torch"),
+a formula that torch differentiates ("autograd"), or a plain formula, without torch ("formula").
 """
 
 import argparse
@@ -16,7 +16,7 @@ from minisegnet.verify import cases_layers, cases_losses, cases_ops, cases_value
 from minisegnet.verify.case import FINITE_DIFFERENCE_LIMIT, REFERENCE_LIMIT, run_case
 
 COLUMNS = (
-    ("kind", 9), ("name", 27), ("implementation", 14), ("options", 44),
+    ("kind", 9), ("name", 27), ("implementation", 14), ("options", 39),
     ("differences", 11), ("reference", 18), ("verdict", 7),
 )
 
@@ -41,6 +41,8 @@ def main(argv=None):
     _print_line("-" * width for _, width in COLUMNS)
     for module in (cases_ops, cases_layers, cases_losses, cases_values):
         for case in module.cases():
+            if rows and rows[-1].kind != case.kind:
+                print()
             rows.append(run_case(case, oracle, quick=arguments.quick))
             _print_row(rows[-1])
     return _summarise(rows, oracle)

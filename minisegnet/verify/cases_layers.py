@@ -3,18 +3,16 @@
 import numpy as np
 
 from minisegnet import blocks, layers
+from minisegnet.models.aspp import ASPP
+from minisegnet.models.mobilenet_v3 import Block, InvertedResidual
 from minisegnet.verify.case import GradientCase
 
 
 def cases():
     """Return the `GradientCase`s of all layers and blocks."""
     rng = np.random.default_rng(2)
-    x = rng.standard_normal((2, 6, 5, 4))
+    x = rng.standard_normal((2, 5, 4, 4))
     window = {"stride": 2, "padding": 2, "dilation": 2}
-    small, large = {"padding": 1}, {"stride": 2, "padding": 2}
-    conv = blocks.conv_norm_activation(4, 3, 3, rng=rng)
-    conv_linear = blocks.conv_norm_activation(4, 3, 3, None, rng=rng)
-    depthwise = blocks.depthwise_norm_activation(4, 5, layers.Hardswish, stride=2, rng=rng)
     return [
         _case(layers.Conv2d(4, 3, 3, rng=rng, **window), x, "conv2d_layer", window),
         _case(layers.DepthwiseConv2d(4, 3, rng=rng, **window), x, "depthwise_conv2d", window),
@@ -31,19 +29,39 @@ def cases():
         _dropout(x),
         _upsample(x),
         _concatenate(x),
-        _case(conv, x, "conv_norm_activation",
-              {"activation": "relu", "training": True, "window": small}),
-        _case(conv_linear, x, "conv_norm_activation",
-              {"activation": None, "training": True, "window": small}),
-        _case(depthwise, x, "conv_norm_activation",
-              {"activation": "hardswish", "training": True, "window": large}),
-        _case(blocks.SeparableConv2d(4, 3, 3, dilation=2, rng=rng), x, "separable_conv2d",
-              {"dilation": 2}),
-        _case(blocks.SqueezeExcite(4, 2, rng=rng), x, "squeeze_excite"),
+        *_blocks(x, rng),
     ]
 
 
-def _case(layer, x, oracle, constants=None, *, forward=None, backward=None, reference="torch"):
+def _blocks(x, rng):
+    conv = blocks.conv_norm_activation(4, 3, 3, rng=rng)
+    linear = blocks.conv_norm_activation(4, 3, 3, None, rng=rng)
+    depthwise = blocks.depthwise_norm_activation(4, 5, layers.Hardswish, stride=2, rng=rng)
+    norm = {"rng": rng, "momentum": 0.1}
+    residual = Block(3, 6, 4, True, layers.Hardswish, stride=1, dilation=2)
+    smaller = Block(5, 6, 3, False, layers.ReLU, stride=2)
+    rates = (1, 2)
+    return [
+        _case(conv, x, "conv_norm_activation"),
+        _case(linear, x, "conv_norm_activation", {"activation": None}),
+        _case(depthwise, x, "conv_norm_activation", {"activation": "hardswish", "stride": 2}),
+        _case(blocks.SeparableConv2d(4, 3, 3, dilation=2, rng=rng), x, "separable_conv2d",
+              {"dilation": 2}),
+        _case(blocks.SqueezeExcite(4, 2, rng=rng), x, "squeeze_excite"),
+        _case(InvertedResidual(4, residual, **norm), x, "inverted_residual",
+              {"activation": "hardswish", "stride": 1, "dilation": 2, "residual": True},
+              note="residual, squeeze-excite, dilation=2"),
+        _case(InvertedResidual(4, smaller, **norm), x, "inverted_residual",
+              {"activation": "relu", "stride": 2, "dilation": 1, "residual": False},
+              note="stride=2"),
+        # The pooled branch normalises one value per image: of two, the norm leaves only the sign.
+        _case(ASPP(4, 3, rates, dropout=0.0, **norm), rng.standard_normal((3, 5, 4, 4)), "aspp",
+              {"rates": rates}),
+    ]
+
+
+def _case(layer, x, oracle, constants=None, *, forward=None, backward=None, reference="torch",
+          note=""):
     """Return the case of `layer`; `constants` are what the oracle must know of its options."""
     layer.astype(np.float64)
     rng = np.random.default_rng(3)
@@ -62,8 +80,8 @@ def _case(layer, x, oracle, constants=None, *, forward=None, backward=None, refe
         dx = (backward or layer.backward)(dout)
         return [dx, *(gradient for _, gradient in layer.named_gradients())]
 
-    options = ", ".join(f"{key}={value}" for key, value in (constants or {}).items()
-                        if not isinstance(value, (dict, np.ndarray)))
+    options = note or ", ".join(f"{key}={value}" for key, value in (constants or {}).items()
+                                if not isinstance(value, np.ndarray))
     return GradientCase("layer", type(layer).__name__, {"x": x, **parameters}, constants or {},
                         forward_with, backward_all, oracle, options=options, reference=reference)
 

@@ -37,6 +37,7 @@ def cases():
         add("focal", reference="autograd", gamma=gamma)
     add("focal", reference="autograd", alpha=weight, gamma=1.5)
     add("focal", reference="autograd", alpha=0.25)
+    add("focal", reference="autograd", inputs=extreme, labels=extreme_target, note="logits of 1e4")
     add("dice", reference="autograd")
     add("dice", reference="autograd", smooth=0.0)
     add("dice", reference="autograd", classes="all")
@@ -44,8 +45,8 @@ def cases():
     add("dice", reference="autograd", log=True)
     add("dice", reference="autograd", mode="smp")
     add("combined", reference="autograd")
-    add("combined", reference="autograd", lambda_focal=0.7, lambda_dice=1.8, alpha=weight,
-        gamma=1.5, smooth=0.5)
+    add("combined", reference="autograd", note="every option changed", lambda_focal=0.7,
+        lambda_dice=1.8, alpha=weight, gamma=1.5, smooth=0.5)
 
     coarse = 2 * rng.standard_normal((2, 3, 4, K))
     fine = _target(rng, (2, 10, 13))
@@ -75,8 +76,7 @@ def _case(name, inputs, target, reference, note, implementation, options):
     def backward(dloss, cache):
         return [getattr(losses, f"{name}_backward")(dloss, cache)]
 
-    words = [note] if note else []
-    words += [key if isinstance(value, np.ndarray) else f"{key}={value}"
-              for key, value in options.items()]
+    words = [key if isinstance(value, np.ndarray) else f"{key}={value}"
+             for key, value in options.items()]
     return GradientCase("loss", name, inputs, {"target": target, **options}, forward, backward,
-                        name, implementation or "numpy", reference, ", ".join(words))
+                        name, implementation or "numpy", reference, note or ", ".join(words))

@@ -28,22 +28,22 @@ def _optimizers():
     adamw = {"lr": 0.03, "betas": (0.8, 0.99), "eps": 1e-3, "weight_decay": 0.2}
     found = []
 
-    def add(name, path=None, implementation="in place", **options):
-        path = path or _optimizer_path
+    def add(name, path=_optimizer_path, implementation="in place", *, note="", **options):
         found.append(ValueCase(
-            "optimizer", name, implementation=implementation, options=_words(options),
+            "optimizer", name, implementation=implementation, options=note or _words(options),
             compute=lambda: path(name, start, gradients, **options),
             expected=lambda oracle: oracle.optimizer_path(name, start, gradients, **options),
             reference="torch"))
 
     for path, implementation in ((_plain_adamw_path, "plain"), (_optimizer_path, "in place")):
         add("AdamW", path, implementation)
-        add("AdamW", path, implementation, **adamw)
+        add("AdamW", path, implementation, note="every option changed", **adamw)
     add("SGD", lr=0.1, **decay)
     add("SGD", lr=0.1, momentum=0.9, **decay)
-    add("SGD", lr=0.1, momentum=0.9, nesterov=True, **decay)
+    add("SGD", note="the same, nesterov", lr=0.1, momentum=0.9, nesterov=True, **decay)
     add("RMSprop", **decay)
-    add("RMSprop", lr=0.02, alpha=0.8, eps=1e-2, momentum=0.7, **decay)
+    add("RMSprop", note="every option changed", lr=0.02, alpha=0.8, eps=1e-2, momentum=0.7,
+        **decay)
     for max_norm in (0.5, 100.0):
         found.append(_clipping(gradients[0], max_norm))
     return found

@@ -118,23 +118,47 @@ def under(prefix, parameters):
             if name.startswith(prefix + ".")}
 
 
-def conv_norm_activation(x, *, activation, training, window, **p):
-    conv = conv2d if p["conv.weight"].ndim == 4 else depthwise_conv2d
-    x = conv(x, p["conv.weight"], **window)
-    x = batch_norm_layer(x, training=training, **under("norm", p))
+def conv_norm_activation(x, *, activation="relu", stride=1, dilation=1, eps=1e-5, **p):
+    """Dense or depthwise by the weight's axes, with "same" padding."""
+    weight = p["conv.weight"]
+    conv = conv2d if weight.ndim == 4 else depthwise_conv2d
+    padding = dilation * (weight.shape[0] - 1) // 2
+    x = conv(x, weight, stride=stride, padding=padding, dilation=dilation)
+    x = batch_norm_layer(x, training=True, eps=eps, **under("norm", p))
     return getattr(F, activation)(x) if activation else x
 
 
 def separable_conv2d(x, *, dilation, **p):
-    options = {"activation": "relu", "training": True}
-    x = conv_norm_activation(x, window={"padding": dilation, "dilation": dilation}, **options,
-                             **under("depthwise", p))
-    return conv_norm_activation(x, window={}, **options, **under("pointwise", p))
+    x = conv_norm_activation(x, dilation=dilation, **under("depthwise", p))
+    return conv_norm_activation(x, **under("pointwise", p))
 
 
 def squeeze_excite(x, **p):
     gate = F.relu(conv2d(global_average_pool(x), **under("fc1", p)))
     return x * hardsigmoid(conv2d(gate, **under("fc2", p)))
+
+
+def inverted_residual(x, *, activation, stride, dilation, residual, **p):
+    norm = {"eps": 1e-3}
+    out = conv_norm_activation(x, activation=activation, **norm, **under("expand", p))
+    out = conv_norm_activation(out, activation=activation, stride=stride, dilation=dilation,
+                               **norm, **under("depthwise", p))
+    if under("squeeze_excite", p):
+        out = squeeze_excite(out, **under("squeeze_excite", p))
+    out = conv_norm_activation(out, activation=None, **norm, **under("project", p))
+    return x + out if residual else out
+
+
+def aspp(x, *, rates, **p):
+    """Without dropout."""
+    _, H, W, _ = x.shape
+    branches = [conv_norm_activation(x, **under("pointwise", p))]
+    for rate in rates:
+        branches.append(
+            conv_norm_activation(x, dilation=rate, **under(f"atrous.rate{rate}", p)))
+    pooled = conv_norm_activation(global_average_pool(x), **under("pooled", p))
+    branches.append(upsample_bilinear(pooled, size=(H, W)))
+    return conv_norm_activation(torch.cat(branches, dim=3), **under("project", p))
 
 
 def concatenate_thrice(x):

@@ -1,0 +1,39 @@
+"""What the tests of many files share: relative agreement, and awkward arrays."""
+
+import numpy as np
+
+from minisegnet.verify.gradcheck import numeric_gradient, relative_error
+
+
+def assert_agrees(actual, expected, limit=1e-12):
+    """Assert that two arrays have one shape and differ by at most `limit`, relative by norm."""
+    assert np.shape(actual) == np.shape(expected)
+    error = relative_error(actual, expected)
+    assert error <= limit, f"relative error {error:.1e}, more than {limit:.0e}"
+
+
+def assert_finite_differences_agree(function, inputs, gradients, upstream, limit=1e-8):
+    """Assert that each gradient is that of `sum(upstream * function(*inputs))`."""
+    for i, gradient in enumerate(gradients):
+        def of_one(x, i=i):
+            return function(*inputs[:i], x, *inputs[i + 1:])
+
+        assert_agrees(gradient, numeric_gradient(of_one, inputs[i], upstream), limit)
+
+
+def frozen(*arrays):
+    """Return read-only copies: whoever writes into an input is caught."""
+    copies = [np.array(array) for array in arrays]
+    for copy in copies:
+        copy.flags.writeable = False
+    return copies[0] if len(copies) == 1 else copies
+
+
+def non_contiguous(array):
+    """Return a read-only array of the same numbers with gaps between them, in reversed rows."""
+    spread = np.zeros(array.shape[:-1] + (2 * array.shape[-1],), array.dtype)
+    view = spread[:, ::-1, :, ::2] if array.ndim == 4 else spread[..., ::2]
+    view[...] = array
+    view.flags.writeable = False
+    assert not view.flags.c_contiguous or array.size < 2
+    return view

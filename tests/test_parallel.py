@@ -1,0 +1,76 @@
+"""Threads: the same results in the same order, whatever their number."""
+
+import threading
+import time
+
+import pytest
+
+from minisegnet import parallel
+
+
+@pytest.fixture(params=[1, 3])
+def threads(request, monkeypatch):
+    """Run with so many threads, and leave no pool behind."""
+    monkeypatch.setenv("MINISEGNET_NUM_THREADS", str(request.param))
+    parallel.num_threads.cache_clear()
+    parallel._pool.cache_clear()
+    yield request.param
+    if parallel._pool.cache_info().currsize:
+        parallel._pool().shutdown()
+    parallel._pool.cache_clear()
+    parallel.num_threads.cache_clear()
+
+
+def test_results_come_in_the_order_of_the_items(threads):
+    def slow_first(i):
+        time.sleep(0.002 * (5 - i))
+        return i * i
+
+    assert parallel.parallel_map(slow_first, range(5)) == [0, 1, 4, 9, 16]
+    assert parallel.parallel_map(slow_first, iter([3])) == [9]
+    assert parallel.parallel_map(slow_first, []) == []
+
+
+def test_work_is_spread_over_threads_where_there_are_several(threads):
+    together = threading.Barrier(2, timeout=5)
+
+    def meet(_):
+        if threads > 1:
+            together.wait()  # passes only if two are here at once
+        return threading.current_thread().name
+
+    names = parallel.parallel_map(meet, range(2))
+    assert len(set(names)) == min(threads, 2)
+
+
+def test_a_worker_may_map_again(threads):
+    def inner(i):
+        return sum(parallel.parallel_map(lambda j: i * j, range(10)))
+
+    assert parallel.parallel_map(inner, range(20)) == [45 * i for i in range(20)]
+
+
+def test_an_error_in_a_worker_reaches_the_caller(threads):
+    def fail(i):
+        raise ZeroDivisionError(i)
+
+    with pytest.raises(ZeroDivisionError):
+        parallel.parallel_map(fail, range(3))
+    assert parallel.parallel_map(abs, [-1, -2]) == [1, 2]
+
+
+def test_row_blocks_cover_every_row_once():
+    for rows, bytes_per_row in ((1, 10), (1000, 1000), (7, 10**9), (5, 0), (0, 8)):
+        blocks = parallel.row_blocks(rows, bytes_per_row)
+        covered = [row for block in blocks for row in range(block.start, block.stop)]
+        assert covered == list(range(rows))
+        assert all((block.stop - block.start) * bytes_per_row <= parallel.BLOCK_BYTES
+                   or block.stop - block.start == 1 for block in blocks)
+
+
+@pytest.mark.parametrize("value", ["", "0", "-2", "many"])
+def test_without_a_usable_number_the_processors_decide(monkeypatch, value):
+    monkeypatch.setenv("MINISEGNET_NUM_THREADS", value)
+    parallel.num_threads.cache_clear()
+    assert parallel.num_threads() >= 1
+    parallel.num_threads.cache_clear()

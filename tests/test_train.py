@@ -1,0 +1,216 @@
+"""The train command: what a run leaves, that it repeats itself, and how it refuses bad input."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import tomllib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minisegnet import train
+from minisegnet.cli import non_negative_float, positive_int
+from minisegnet.errors import run_command
+from minisegnet.training.checkpoint import read_checkpoint
+from minisegnet.training.run_folder import read_log
+
+
+@pytest.fixture
+def tiny_folder(tmp_path, rng):
+    """Eight training and four validation pictures, 32x48 with three classes."""
+    for split, count in (("train", 8), ("val", 4)):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / split / kind).mkdir(parents=True)
+        for i in range(count):
+            mask = np.zeros((32, 48), np.uint8)
+            mask[8:24, 8:24] = 1
+            mask[12:20, 28:40] = 2
+            mask[:2] = 255
+            image = (mask[..., None] * 60 + rng.integers(0, 60, (32, 48, 3))).astype(np.uint8)
+            folder = tmp_path / "data" / split
+            Image.fromarray(image).save(folder / "images" / f"{i}.png")
+            Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+    (tmp_path / "data" / "classes.txt").write_text("ground\nhouse\npool\n")
+    return tmp_path / "data"
+
+
+def run(*flags):
+    return run_command(train.main, [str(flag) for flag in flags])
+
+
+def tiny_run(data, output, *flags):
+    return run("--data", data, "--epochs", 2, "--batch-size", 4, "--num-workers", 1,
+               "--output-dir", output, *flags)
+
+
+def test_a_run_leaves_everything_it_promises(tiny_folder, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert tiny_run(tiny_folder, out, "--save-every", 2, "--class-weights", "median") == 0
+    assert {p.name for p in out.iterdir()} == {
+        "config.toml", "log.jsonl", "class_weights.json", "last.npz", "best.npz",
+        "epoch_0002.npz", "curves.png", "predictions.png"}
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
+    assert len(lines) == 2
+    for word in ("train", "val", "mIoU", "active", "/3", ">0.30", "acc", "lr", " s"):
+        assert word in lines[0]
+    log = read_log(out / "log.jsonl")
+    assert [record["epoch"] for record in log] == [1, 2] and len(log[0]["iou"]) == 3
+    assert json.loads((out / "class_weights.json").read_text())["scheme"] == "median"
+    assert tomllib.loads((out / "config.toml").read_text())["class_weights"] == "median"
+    assert read_checkpoint(out / "best.npz").meta["class_names"] == ["ground", "house", "pool"]
+    for picture in ("curves.png", "predictions.png"):
+        with Image.open(out / picture) as image:
+            assert image.size[0] > 500
+
+
+@pytest.mark.parametrize("loss", ["ce", "focal", "dice", "combined"])
+def test_every_loss_trains_with_weights_and_augmentation(tiny_folder, tmp_path, loss):
+    out = tmp_path / "run"
+    assert tiny_run(tiny_folder, out, "--loss", loss, "--augment", "standard", "--epochs", 4,
+                    "--class-weights", "enet", "--lr", 0.01) == 0
+    log = read_log(out / "log.jsonl")
+    assert log[-1]["train_loss"] < log[0]["train_loss"]
+    if loss == "combined":
+        assert log[0]["train_focal"] + log[0]["train_dice"] == pytest.approx(log[0]["train_loss"],
+                                                                             rel=1e-5)
+
+
+def test_the_same_seed_gives_the_same_numbers_whatever_the_workers(tiny_folder, tmp_path):
+    logs = []
+    for name, workers in (("a", 0), ("b", 3)):
+        assert tiny_run(tiny_folder, tmp_path / name, "--augment", "standard", "--num-workers",
+                        workers) == 0
+        logs.append([{k: v for k, v in record.items() if k != "seconds"}
+                     for record in read_log(tmp_path / name / "log.jsonl")])
+    assert logs[0] == logs[1]
+    a, b = (read_checkpoint(tmp_path / name / "last.npz").parameters for name in "ab")
+    assert all((a[key] == b[key]).all() for key in a)
+    assert tiny_run(tiny_folder, tmp_path / "c", "--augment", "standard", "--seed", 1) == 0
+    assert read_log(tmp_path / "c" / "log.jsonl")[0]["train_loss"] != logs[0][0]["train_loss"]
+
+
+def test_the_resolved_config_repeats_the_run(tiny_folder, tmp_path):
+    assert tiny_run(tiny_folder, tmp_path / "a", "--lr", 0.004, "--no-decay-norm-and-bias") == 0
+    assert run("--config", tmp_path / "a" / "config.toml", "--output-dir", tmp_path / "b") == 0
+    first, second = (read_log(tmp_path / name / "log.jsonl")[-1]["train_loss"] for name in "ab")
+    assert first == second
+
+
+def test_the_command_line_wins_over_the_config(tmp_path):
+    config = tmp_path / "settings.toml"
+    config.write_text('lr = 0.5\nepochs = 7\nimage-size = [64, 80]\n')
+    settings = train.parse_settings(["--config", str(config), "--epochs", "3"])
+    assert (settings.lr, settings.epochs, settings.image_size) == (0.5, 3, [64, 80])
+
+
+def test_training_starts_from_a_checkpoint(tiny_folder, tmp_path):
+    assert tiny_run(tiny_folder, tmp_path / "a") == 0
+    assert tiny_run(tiny_folder, tmp_path / "b", "--init-from", tmp_path / "a" / "last.npz",
+                    "--lr", 1e-12, "--schedule", "constant") == 0
+    a, b = (read_checkpoint(tmp_path / name / "last.npz").parameters for name in "ab")
+    assert all(np.allclose(a[key], b[key], rtol=1e-6, atol=1e-9) for key in a)
+
+
+@pytest.mark.parametrize("flags, words", [
+    (["--lr", "-1"], ["--lr", "-1", "> 0"]),
+    (["--batch-size", "0"], ["--batch-size", "0", ">= 1"]),
+    (["--batch-size", "1"], ["--batch-size 1", "at least 2"]),
+    (["--epochs", "x"], ["--epochs", "whole number"]),
+    (["--loss", "hinge"], ["--loss", "hinge"]),
+    (["--focal-gamma", "nan"], ["--focal-gamma", "nan"]),
+    (["--label-smoothing", "1"], ["--label-smoothing"]),
+    (["--loss", "dice", "--label-smoothing", "0.1"], ["--label-smoothing", "dice"]),
+    (["--no-such-flag"], ["--no-such-flag"]),
+    (["--class-weights", "cubic"], ["--class-weights", "cubic", "sqrt"]),
+    (["--class-weights", "none.json"], ["cannot read", "none.json"]),
+    (["--config", "none.toml"], ["cannot read", "none.toml"]),
+    (["--init-from", "none.npz"], ["no checkpoint", "none.npz"]),
+    (["--data", "nowhere"], ["nowhere", "--data"]),
+    (["--batch-size", "9"], ["--batch-size 9", "8 images"]),
+    (["--ignore-index", "2"], ["--ignore-index", "2"]),
+])
+def test_bad_input_is_one_line_and_exit_2_and_no_run_folder(tiny_folder, tmp_path, monkeypatch,
+                                                            capsys, flags, words):
+    monkeypatch.chdir(tmp_path)
+    assert run("--data", tiny_folder, "--output-dir", "run", *flags) == 2
+    captured = capsys.readouterr()
+    error = captured.err.strip()
+    assert error.startswith("error: ") and "\n" not in error
+    assert all(word in error for word in words), error
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("text, words", [
+    ("lr = -1", ["--lr", "-1"]), ("lrr = 1", ["'lrr' is not a setting"]), ("lr =", ["not TOML"]),
+    ("no_decay_norm_and_bias = 3", ["true or false"])])
+def test_a_bad_config_is_refused(tmp_path, capsys, text, words):
+    (tmp_path / "bad.toml").write_text(text)
+    assert run("--config", tmp_path / "bad.toml") == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize("content, words", [
+    ("[1, 2]", ["3 weights"]), ("[1, 2, -1]", [">= 0"]), ("{]", ["not JSON"]),
+    ('{"ground": 1, "house": 2}', ["pool"]), ('["a", 1, 2]', ["not JSON with a list"])])
+def test_a_bad_weights_file_is_refused(tiny_folder, tmp_path, capsys, content, words):
+    (tmp_path / "w.json").write_text(content)
+    assert tiny_run(tiny_folder, tmp_path / "run", "--class-weights", tmp_path / "w.json") == 2
+    error = capsys.readouterr().err
+    assert all(word in error for word in words), error
+
+
+@pytest.mark.parametrize("content", ["[1, 2, 4]", '{"weights": [1, 2, 4]}',
+                                     '{"pool": 4, "ground": 1, "house": 2}'])
+def test_weights_come_from_a_file(tmp_path, content):
+    (tmp_path / "w.json").write_text(content)
+    weights = train.build_weights(str(tmp_path / "w.json"), None, ("ground", "house", "pool"))
+    np.testing.assert_array_equal(weights, [1, 2, 4])
+
+
+def test_a_run_is_never_written_over(tiny_folder, tmp_path, capsys):
+    assert tiny_run(tiny_folder, tmp_path / "run") == 0
+    before = (tmp_path / "run" / "last.npz").read_bytes()
+    assert tiny_run(tiny_folder, tmp_path / "run") == 2
+    assert "not empty" in capsys.readouterr().err
+    assert (tmp_path / "run" / "last.npz").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_in_one_line(tiny_folder, tmp_path, capsys):
+    assert tiny_run(tiny_folder, tmp_path / "run", "--optimizer", "sgd", "--lr", "1e30",
+                    "--schedule", "constant") == 2
+    error = capsys.readouterr().err
+    assert "not finite" in error or "the loss is" in error
+    assert "--lr" in error
+
+
+def test_ctrl_c_saves_and_leaves_with_130(tiny_folder, tmp_path):
+    out = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "minisegnet.train", "--data", tiny_folder, "--epochs", "5000",
+         "--batch-size", "4", "--output-dir", out],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    kill_late = threading.Timer(60, process.kill)
+    kill_late.start()
+    while process.poll() is None and not (out / "log.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    text = process.communicate()[0]
+    kill_late.cancel()
+    assert process.returncode == 130, text
+    assert "Traceback" not in text and "last.npz" in text
+    assert {"last.npz", "curves.png", "predictions.png"} <= set(os.listdir(out))
+    assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
+    assert read_checkpoint(out / "last.npz").meta["step"] > 0
+
+
+def test_number_types_name_the_bound():
+    assert positive_int("3") == 3 and non_negative_float("0") == 0.0
+    for kind, text in ((positive_int, "0"), (positive_int, "1.5"), (non_negative_float, "inf")):
+        with pytest.raises(Exception, match=text):
+            kind(text)
