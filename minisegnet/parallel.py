@@ -11,6 +11,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from functools import lru_cache
 
+import numpy as np
+
+from minisegnet.backend import get_array_module
+
 # Work of one block: about half of a core's second-level cache, so that the temporaries of a few
 # chained operations are still warm when the next one reads them.
 BLOCK_BYTES = 256 * 1024
@@ -34,7 +38,22 @@ def _pool():
     def mark_as_worker():
         _worker.busy = True
 
+    _leave_threads_to_us()
     return ThreadPoolExecutor(num_threads(), "minisegnet", initializer=mark_as_worker)
+
+
+def _leave_threads_to_us():
+    """Set NumPy's BLAS to one thread for this process, where threadpoolctl is installed.
+
+    Two layers of threads are worse than one: OpenBLAS threads wait for each other in a spinning
+    loop, and as soon as anything else wants a core, a product of 0.5 ms takes 8 or 16.
+    """
+    try:
+        from threadpoolctl import ThreadpoolController
+    except ImportError:
+        return
+    # torch, where it is loaded too, brings other libraries than OpenBLAS and keeps its threads.
+    ThreadpoolController().select(internal_api="openblas").limit(limits=1)
 
 
 def parallel_map(function, items):
@@ -55,3 +74,23 @@ def row_blocks(rows, bytes_per_row):
     """Cut `rows` rows into slices of about BLOCK_BYTES each, in order."""
     step = max(1, BLOCK_BYTES // max(1, bytes_per_row))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
+
+
+MATMUL_THREADS_FROM = 1_000_000  # multiply-adds; below, handing out the work costs more than it
+
+
+def matmul(a, b):
+    """Return a (P, Q) @ b (Q, R), the longer side of the result cut into one piece per thread."""
+    P, Q = a.shape
+    R = b.shape[1]
+    if get_array_module(a) is not np or num_threads() == 1 or P * Q * R < MATMUL_THREADS_FROM:
+        return a @ b
+    out = np.empty((P, R), np.result_type(a, b))
+    length = max(P, R)
+    step = -(-length // num_threads())
+    pieces = [slice(start, start + step) for start in range(0, length, step)]
+    if P >= R:
+        parallel_map(lambda rows: np.matmul(a[rows], b, out=out[rows]), pieces)
+    else:
+        parallel_map(lambda cols: np.matmul(a, b[:, cols], out=out[:, cols]), pieces)
+    return out

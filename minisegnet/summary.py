@@ -51,9 +51,10 @@ def summarize(name, num_classes, image_size=(176, 240), batch_size=8):
         rows.append(Row(name, _describe(layer), depth, shapes[layer], layer.num_parameters,
                         sum(_multiply_adds(conv, shapes[conv]) for conv in convs),
                         sum(kept[each] for each in below)))
-        children = sorted(_steps(layer), key=lambda child: order[child[1]])
-        for child_name, child in children:
-            add(child, child_name, depth + 1)
+        # What a block is made of is a detail, below the blocks wherever they stand.
+        below_this = max(depth + 1, 3) if isinstance(layer, ConvNormActivation) else depth + 1
+        for child_name, child in sorted(_steps(layer), key=lambda child: order[child[1]]):
+            add(child, child_name, below_this)
 
     add(model, name, 0)
     return rows
@@ -109,7 +110,7 @@ def _owner(array):
 
 
 def _steps(layer):
-    """Yield (name, child) of the children that compute; a mere list of layers is looked through."""
+    """Yield (name, child) of the children that compute, looking through mere lists of layers."""
     for name, child in layer.children.items():
         if type(child) is Layer:
             yield from ((f"{name}.{below}", step) for below, step in _steps(child))
@@ -162,8 +163,8 @@ def _footer(total):
         f"work        {2 * total.multiply_adds / 1e6:,.1f} MFLOPs for one image forward: 2 x "
         f"{total.multiply_adds / 1e6:,.1f} million multiply-adds,",
         "            of the convolutions alone; many papers call a multiply-add one FLOP",
-        f"memory      {total.kept / MIB:,.1f} MiB kept from forward to backward by a batch of {N}, "
-        f"the images included;",
+        f"memory      {total.kept / MIB:,.1f} MiB kept from forward to backward by a batch of "
+        f"{N}, the images included;",
         "            the loss and short-lived temporaries come on top",
     ])
 

@@ -78,7 +78,8 @@ def build_parser():
     training.add_argument("--min-lr", type=non_negative_float, default=0.0,
                           help="of cosine and restarts")
     training.add_argument("--warmup-epochs", type=non_negative_float, default=0.0)
-    training.add_argument("--clip-norm", type=non_negative_float, default=0.0, help="0: no clipping")
+    training.add_argument("--clip-norm", type=non_negative_float, default=0.0,
+                          help="0: no clipping")
     training.add_argument("--seed", type=non_negative_int, default=0)
     training.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
 
@@ -210,8 +211,8 @@ def build_criterion(settings, weights):
 def main(argv=None):
     settings = parse_settings(argv)
     if settings.batch_size < 2:
-        raise UserError("--batch-size 1: the image pooling of these models has one value per image "
-                        "and channel, so its batch norm needs a batch of at least 2")
+        raise UserError("--batch-size 1: the image pooling of these models has one value per "
+                        "image and channel, so its batch norm needs a batch of at least 2")
     if select_device(settings.device) is not np:
         raise UserError("--device cuda: training on a GPU is not there yet; use --device cpu")
 

@@ -36,7 +36,7 @@ def test_the_number_of_workers_changes_no_number():
         loader = DataLoader(
             Numbered(), 4, transform=StandardAugment((12, 16)), shuffle=True, seed=3,
             num_workers=num_workers,
-        )  # fmt: skip
+        )
         return [batch for epoch in range(2) for batch in loader.batches(epoch)]
 
     reference = run(0)

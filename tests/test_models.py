@@ -225,7 +225,7 @@ def test_odd_image_sizes_match_torch(torch, rng, size):
     assert_all_gradients_agree(in_torch_layout(model, "grads"), twin.gradients())
 
 
-def assert_ten_steps_match_torch(torch, rng, name, loss):
+def assert_ten_steps_match_torch(torch, rng, name, loss, limit=1e-9):
     model, criterion = make(name), CRITERIA[loss]
     start = to_torch_state_dict(model)
     twin = Twin(torch, model)
@@ -243,7 +243,7 @@ def assert_ten_steps_match_torch(torch, rng, name, loss):
     difference = {key: np.abs(array - state[key].numpy()).max()
                   for key, array in in_torch_layout(model, "params").items()}
     worst = max(difference, key=difference.get)
-    assert difference[worst] <= 1e-9, f"{worst}: {difference[worst]:.1e}"
+    assert difference[worst] <= limit, f"{worst}: {difference[worst]:.1e}"
     moved = max(np.abs(array - start[key]).max()
                 for key, array in in_torch_layout(model, "params").items())
     assert moved > 5e-3  # ten steps of 1e-3: it is training that agrees, not standing still
@@ -258,7 +258,10 @@ def test_ten_adamw_steps_match_torch(torch, rng, name, loss):
 @every_model
 @every_loss
 def test_ten_adamw_steps_match_torch_with_every_loss(torch, rng, name, loss):
-    assert_ten_steps_match_torch(torch, rng, name, loss)
+    # Where a gradient is zero by mathematics, AdamW divides rounding noise by its eps: in the
+    # baseline 1e-15 of noise over 1e-8 move such a bias by about 1e-10 a step, in torch too.
+    limit = 1e-8 if name == "deeplab_baseline" else 1e-9
+    assert_ten_steps_match_torch(torch, rng, name, loss, limit)
 
 
 # Gradients, without torch

@@ -13,7 +13,7 @@ from minisegnet.errors import UserError
 __all__ = [
     "Batch", "CamVid", "DataLoader", "FloorPlans", "Folder", "Resize", "Sample",
     "StandardAugment", "make_augmentation", "open_dataset",
-]  # fmt: skip
+]
 
 
 def open_dataset(data, layout="auto", split="train", **kwargs):

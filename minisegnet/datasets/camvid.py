@@ -9,7 +9,7 @@ from minisegnet.errors import UserError
 CLASS_NAMES = (
     "sky", "building", "pole", "road", "pavement", "tree", "sign", "fence", "car", "pedestrian",
     "bicyclist",
-)  # fmt: skip
+)
 VOID = 11  # the mask value of what nobody labelled
 
 

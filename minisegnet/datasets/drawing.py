@@ -140,12 +140,12 @@ def _cupboard(u, v, ink):
 _SYMBOLS = {
     "toilet": _toilet, "sink": _sink, "stove": _stove, "bed": _bed,
     "table": _table, "wardrobe": _wardrobe, "cupboard": _cupboard,
-}  # fmt: skip
+}
 
 
 @lru_cache(maxsize=256)
 def symbol(kind, size, turns):
-    """Draw the fixture or piece of furniture `kind` in a square of `size` px, turned by `turns` quarter turns.
+    """Draw a fixture or piece of furniture in a square of `size` px, turned by quarter `turns`.
 
     Returns tone (size, size) float64 and the pixels it covers (size, size) bool, read-only.
     """

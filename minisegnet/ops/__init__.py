@@ -23,11 +23,7 @@ from minisegnet.ops.pooling import (
     max_pool2d_backward,
     max_pool2d_forward,
 )
-from minisegnet.ops.upsample import (
-    upsample_bilinear_argmax,
-    upsample_bilinear_backward,
-    upsample_bilinear_forward,
-)
+from minisegnet.ops.upsample import upsample_bilinear_backward, upsample_bilinear_forward
 
 __all__ = [
     "batch_norm_backward", "batch_norm_forward",
@@ -42,6 +38,5 @@ __all__ = [
     "relu6_backward", "relu6_forward",
     "relu_backward", "relu_forward",
     "sigmoid_backward", "sigmoid_forward",
-    "upsample_bilinear_argmax", "upsample_bilinear_backward",
-    "upsample_bilinear_forward",
+    "upsample_bilinear_backward", "upsample_bilinear_forward",
 ]

@@ -1,7 +1,8 @@
 """Activation functions and their derivatives, in blocks that stay in the cache.
 
-Each forward returns `(out, x)`: the cache is the input itself. Conventions at the kinks are
-torch's: relu'(0) = 0, relu6 is open at both ends, hardswish' is 0 at -3 and 1 at +3.
+The cache is the input or the output, whichever is likely to be kept by the next layer anyway: a
+ReLU's output tells its slope, so its input can be freed. Conventions at the kinks are torch's:
+relu'(0) = 0, relu6 is open at both ends, hardswish' is 0 at -3 and 1 at +3.
 
 Source: Howard et al., "Searching for MobileNetV3" (2019) for hardswish and hardsigmoid.
 """
@@ -37,27 +38,29 @@ def _blockwise(function, *arrays):
 
 
 def relu_forward(x):
-    """max(x, 0), any shape."""
-    return _blockwise(lambda x: x.clip(0), x), x
+    """max(x, 0), any shape; the cache is the output."""
+    out = _blockwise(lambda x: x.clip(0), x)
+    return out, out
 
 
-def relu_backward(dout, x):
-    """dx = dout where x > 0."""
-    return _blockwise(lambda dout, x: dout * (x > 0), dout, x)
+def relu_backward(dout, out):
+    """dx = dout where x > 0, which is where out > 0."""
+    return _blockwise(lambda dout, out: dout * (out > 0), dout, out)
 
 
 def relu6_forward(x):
-    """min(max(x, 0), 6), any shape."""
-    return _blockwise(lambda x: x.clip(0, 6), x), x
+    """min(max(x, 0), 6), any shape; the cache is the output."""
+    out = _blockwise(lambda x: x.clip(0, 6), x)
+    return out, out
 
 
-def relu6_backward(dout, x):
-    """dx = dout where 0 < x < 6."""
-    return _blockwise(lambda dout, x: dout * ((x > 0) & (x < 6)), dout, x)
+def relu6_backward(dout, out):
+    """dx = dout where 0 < x < 6, which is where 0 < out < 6."""
+    return _blockwise(lambda dout, out: dout * ((out > 0) & (out < 6)), dout, out)
 
 
 def hardsigmoid_forward(x):
-    """clip(x + 3, 0, 6) / 6, any shape."""
+    """clip(x + 3, 0, 6) / 6, any shape; the cache is the input."""
     return _blockwise(lambda x: (x + 3).clip(0, 6) / 6, x), x
 
 
@@ -67,7 +70,7 @@ def hardsigmoid_backward(dout, x):
 
 
 def hardswish_forward(x):
-    """x * clip(x + 3, 0, 6) / 6, any shape."""
+    """x * clip(x + 3, 0, 6) / 6, any shape; the cache is the input."""
 
     def hardswish(x):
         gate = x + 3

@@ -13,6 +13,7 @@ import numpy as np
 from minisegnet.backend import get_array_module
 from minisegnet.ops._checks import check_dtype, check_upstream
 from minisegnet.ops._windows import check_window, output_size, valid_taps
+from minisegnet.parallel import matmul
 
 # Below this many weights per output channel the matrix products of single taps are too thin for
 # BLAS, and gathering all taps into one matrix (im2col) is faster.
@@ -118,14 +119,14 @@ def conv2d_forward_numpy(x, weight, stride, padding, dilation):
     if KH == KW == 1 and padding == 0:
         # In NHWC a 1x1 convolution is one matrix product over the channels.
         x = x[:, ::stride, ::stride]
-        return (x.reshape(-1, C) @ weight[0, 0]).reshape(shape)
+        return matmul(x.reshape(-1, C), weight[0, 0]).reshape(shape)
     if KH * KW * C <= IM2COL_MAX_WEIGHTS:
         cols = _im2col(x, weight.shape, shape, stride, padding, dilation)
-        return (cols @ weight.reshape(-1, OC)).reshape(shape)
+        return matmul(cols, weight.reshape(-1, OC)).reshape(shape)
     out = get_array_module(x).zeros(shape, x.dtype)
     for tap in valid_taps(x.shape, shape, (KH, KW), stride, padding, dilation):
         x_tap = x[tap.x]  # (N, rows, cols, C)
-        product = x_tap.reshape(-1, C) @ weight[tap.kh, tap.kw]
+        product = matmul(x_tap.reshape(-1, C), weight[tap.kh, tap.kw])
         out[tap.out] += product.reshape(*x_tap.shape[:3], OC)
     return out
 
@@ -144,10 +145,10 @@ def conv2d_backward_numpy(dout, cache, input_gradient):
         x_tap = x[tap.x]
         dout_tap = dout[tap.out].reshape(-1, OC)  # (pixels, OC)
         # dweight = x^T dout
-        dweight[tap.kh, tap.kw] = x_tap.reshape(-1, C).T @ dout_tap
+        dweight[tap.kh, tap.kw] = matmul(x_tap.reshape(-1, C).T, dout_tap)
         if input_gradient:
             # dx = dout weight^T, added where the tap had read
-            dx[tap.x] += (dout_tap @ weight[tap.kh, tap.kw].T).reshape(x_tap.shape)
+            dx[tap.x] += matmul(dout_tap, weight[tap.kh, tap.kw].T).reshape(x_tap.shape)
     return dx, dweight
 
 
@@ -155,10 +156,10 @@ def _pointwise_backward(dout, x, weight, stride, input_gradient):
     C, OC = weight.shape[2:]
     dout_rows = dout.reshape(-1, OC)  # (P, OC)
     x_rows = x[:, ::stride, ::stride].reshape(-1, C)  # (P, C)
-    dweight = (x_rows.T @ dout_rows).reshape(weight.shape)
+    dweight = matmul(x_rows.T, dout_rows).reshape(weight.shape)
     if not input_gradient:
         return None, dweight
-    dx_rows = dout_rows @ weight[0, 0].T  # (P, C)
+    dx_rows = matmul(dout_rows, weight[0, 0].T)  # (P, C)
     if stride == 1:
         return dx_rows.reshape(x.shape), dweight
     dx = get_array_module(x).zeros_like(x)
@@ -195,10 +196,10 @@ def _im2col_backward(dout, cache, input_gradient):
     dout_rows = dout.reshape(-1, OC)
     # The columns are gathered a second time: keeping them would hold KH*KW copies of the input.
     cols = _im2col(x, weight.shape, dout.shape, stride, padding, dilation)
-    dweight = (cols.T @ dout_rows).reshape(weight.shape)
+    dweight = matmul(cols.T, dout_rows).reshape(weight.shape)
     if not input_gradient:
         return None, dweight
-    dcols = (dout_rows @ weight.reshape(-1, OC).T).reshape(N, OH, OW, KH, KW, C)
+    dcols = matmul(dout_rows, weight.reshape(-1, OC).T).reshape(N, OH, OW, KH, KW, C)
     dx = get_array_module(x).zeros_like(x)
     for tap in valid_taps(x.shape, dout.shape, (KH, KW), stride, padding, dilation):
         dx[tap.x] += dcols[tap.out][..., tap.kh, tap.kw, :]

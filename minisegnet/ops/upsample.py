@@ -180,36 +180,3 @@ def upsample_bilinear_backward_numpy(dout, in_size):
 
     parallel_map(resize_transposed, range(N))
     return dx
-
-
-# ---------------------------------------------------------------- prediction
-
-
-def upsample_bilinear_argmax(x, size):
-    """Return the channel that is largest after resizing x (N, H, W, C) to size (OH, OW).
-
-    (N, OH, OW) uint8; the first of equals wins. The resized array never exists as a whole: bands
-    of rows are enlarged, compared and dropped. Raises ValueError for more than 256 channels.
-    """
-    xp = get_array_module(x)
-    N, H, W, C = x.shape
-    OH, OW = size
-    if C > 256:
-        raise ValueError(f"x has {C} channels; a uint8 index holds 256 at most")
-    wx_transposed = xp.asarray(interpolation_matrix(W, OW, x.dtype).T)
-    bands = row_bands(interpolation_matrix(H, OH, x.dtype), cached_rows(C * OW * x.itemsize))
-    largest = xp.empty((N, OH, OW), xp.uint8)
-
-    def image(n):
-        # Channels in front: comparing two of them is then one long vector operation.
-        wide = xp.ascontiguousarray(x[n].transpose(2, 0, 1)) @ wx_transposed  # (C, H, OW)
-        for rows, sources, block in bands:
-            band = xp.matmul(xp.asarray(block), wide[:, sources])  # (C, rows, OW)
-            best, index = band[0], largest[n, rows]
-            index[...] = 0
-            for c in range(1, C):
-                index[band[c] > best] = c
-                xp.maximum(best, band[c], out=best)
-
-    parallel_map(image, range(N))
-    return largest

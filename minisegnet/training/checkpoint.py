@@ -39,7 +39,7 @@ def write_atomically(path, write):
 
 
 def save_checkpoint(path, model, *, optimizer=None, meta):
-    """Write `model`, the optimizer's state and `meta` (JSON-able; the model is added) to `path`."""
+    """Write `model`, the optimizer's state and `meta` (JSON-able; gains the model's name)."""
     meta = {"model": model.name, "num_classes": model.num_classes, **meta}
     arrays = {"meta": np.array(json.dumps(meta))}
     for kind, named in (("param", model.named_parameters()), ("buffer", model.named_buffers())):

@@ -3,8 +3,8 @@
 import numpy as np
 
 from minisegnet.layers import inference_mode
+from minisegnet.losses.upsampled import upsampled_prediction
 from minisegnet.metrics import ConfusionMatrix
-from minisegnet.ops.upsample import upsample_bilinear_argmax
 
 
 def predict_batch(model, images, size):
@@ -17,7 +17,7 @@ def predict_batch(model, images, size):
     model.eval()
     try:
         with inference_mode():
-            return upsample_bilinear_argmax(model.forward_coarse(images), size)
+            return upsampled_prediction(model.forward_coarse(images), size)
     finally:
         model.train(was_training)
 
@@ -38,7 +38,7 @@ def evaluate(model, loader, criterion, *, progress=lambda batches: batches):
                 coarse = model.forward_coarse(batch.images)
                 loss, _ = criterion.forward_upsampled(coarse, batch.target)
                 confusion.update(batch.target,
-                                 upsample_bilinear_argmax(coarse, batch.target.shape[1:]))
+                                 upsampled_prediction(coarse, batch.target.shape[1:]))
                 losses.append(float(loss))
                 images_seen.append(len(batch.images))
     finally:
