@@ -130,15 +130,20 @@ def he_normal(rng, shape, fan):
 class Conv2d(Layer):
     """Convolution of (N, H, W, in_channels) to (N, OH, OW, out_channels); square kernel.
 
-    He initialisation by fan-out from the Generator `rng`, as torchvision's MobileNetV3; zero bias.
+    He initialisation by fan-out from the Generator `rng`, as torchvision's MobileNetV3, or normal
+    with deviation `weight_std`; zero bias.
     """
 
     def __init__(self, in_channels, out_channels, kernel_size, *, stride=1, padding=0, dilation=1,
-                 bias=True, rng):
+                 bias=True, weight_std=None, rng):
         super().__init__()
         self.window = {"stride": stride, "padding": padding, "dilation": dilation}
         shape = (kernel_size, kernel_size, in_channels, out_channels)
-        self.add_parameter("weight", he_normal(rng, shape, kernel_size ** 2 * out_channels))
+        if weight_std is None:
+            weight = he_normal(rng, shape, kernel_size ** 2 * out_channels)
+        else:
+            weight = (weight_std * rng.standard_normal(shape)).astype(np.float32)
+        self.add_parameter("weight", weight)
         if bias:
             self.add_parameter("bias", np.zeros(out_channels, np.float32))
 

@@ -9,6 +9,11 @@ from minisegnet.layers import Concatenate, Conv2d, Layer, Upsample
 from minisegnet.models.aspp import ASPP
 
 
+# Small enough that an untrained model finds all classes about equally likely: its first
+# cross-entropy is ln K, which anyone can check.
+CLASSIFIER_STD = 0.01
+
+
 class _SegmentationModel(Layer):
     """images (N, H, W, 3) to logits (N, H, W, K), the last step a bilinear upsampling.
 
@@ -41,7 +46,7 @@ class DeepLabBaseline(_SegmentationModel):
         self.concatenate = Concatenate()
         self.stage1 = conv_norm_activation(256 + 48, 256, 3, **norm)
         self.stage2 = conv_norm_activation(256, 256, 3, **norm)
-        self.classifier = Conv2d(256, num_classes, 1, rng=rng)
+        self.classifier = Conv2d(256, num_classes, 1, weight_std=CLASSIFIER_STD, rng=rng)
 
     def forward_coarse(self, images):
         """Return logits at stride 4, (N, ceil(H/4), ceil(W/4), K)."""
@@ -81,7 +86,7 @@ class DeepLabLight(_SegmentationModel):
         self.low_project = conv_norm_activation(backbone.low_channels, skip_width, 1, **norm)
         self.concatenate_low = Concatenate()
         self.stage2 = SeparableConv2d(width + skip_width, width, 3, **norm)
-        self.classifier = Conv2d(width, num_classes, 1, rng=rng)
+        self.classifier = Conv2d(width, num_classes, 1, weight_std=CLASSIFIER_STD, rng=rng)
 
     def forward_coarse(self, images):
         """Return logits at stride 4, (N, ceil(H/4), ceil(W/4), K)."""
