@@ -2,9 +2,9 @@
 
 import numpy as np
 
+from minisegnet.datasets.palettes import VOID_COLOUR, colourise
 from minisegnet.training.checkpoint import write_atomically
 
-VOID_COLOUR = (0, 0, 0)
 # matplotlib's default cycle has ten colours; further classes repeat them in another line style.
 _LINE_STYLES = ("-", "--", ":", "-.")
 
@@ -20,14 +20,6 @@ def _figure(rows, columns, width, height, **kwargs):
 def save(figure, path, dpi=110):
     """Write `figure` as a PNG to `path`, whole or not at all."""
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
-
-
-def colourise(mask, palette, ignore_index=255):
-    """Return class ids (H, W) as colours (H, W, 3) uint8; ignored pixels are black."""
-    table = np.zeros((256, 3), np.uint8)
-    table[:len(palette)] = palette
-    table[ignore_index] = VOID_COLOUR
-    return table[mask]
 
 
 def curves(log, class_names):

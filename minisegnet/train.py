@@ -251,10 +251,9 @@ def main(argv=None):
         transform=datasets.make_augmentation(settings.augment, size,
                                              ignore_index=settings.ignore_index), **loader)
     # Validation is scored at the masks' own size, if all have one; else at the training size.
-    keep_masks = len({val_set[i].mask.shape for i in range(len(val_set))}) == 1
     val_loader = datasets.DataLoader(
         val_set, settings.batch_size,
-        transform=datasets.Resize(size, resize_mask=not keep_masks,
+        transform=datasets.Resize(size, resize_mask=len(val_set.sizes) > 1,
                                   ignore_index=settings.ignore_index), **loader)
 
     folder = run_folder.new_run_folder(

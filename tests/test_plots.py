@@ -16,11 +16,6 @@ def record(epoch, **changes):
             "pixel_accuracy": 0.8, "active_classes": 2, "iou": [0.9, 0.1, None], **changes}
 
 
-def test_colourise_paints_each_class_and_ignored_pixels_black():
-    colours = plots.colourise(np.array([[0, 1], [2, 255]], np.uint8), PALETTE)
-    np.testing.assert_array_equal(colours, [[PALETTE[0], PALETTE[1]], [PALETTE[2], (0, 0, 0)]])
-
-
 def test_errors_mark_wrong_pixels_only_and_never_ignored_ones():
     mask = np.array([[0, 1, 255]], np.uint8)
     sample = Sample(np.zeros((1, 3, 3), np.uint8), mask, "a")

@@ -130,12 +130,13 @@ class PairedFiles:
     def check(self, num_workers=2):
         """Read every file once, in threads, and return the `ClassStatistics` of the masks.
 
-        Raises UserError at the first file, in order, that cannot be used.
+        `sizes` then holds the (H, W) that occur. Raises UserError at the first file, in order, that cannot be used.
         """
-        present = set()
+        present, self.sizes = set(), set()
 
         def noted(mask):
             present.update(labels_in(mask).tolist())
+            self.sizes.add(mask.shape)
             return mask
 
         with ThreadPoolExecutor(max(1, num_workers)) as pool:

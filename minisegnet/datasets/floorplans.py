@@ -146,6 +146,7 @@ class FloorPlans:
 
     def check(self, num_workers=0):
         """Return the `ClassStatistics` of all plans; nothing in them can be wrong."""
+        self.sizes = {self.size}
         masks = (self[i].mask for i in range(len(self)))
         return ClassStatistics.from_masks(masks, self.num_classes, self.ignore_index)
 
