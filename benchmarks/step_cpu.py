@@ -159,7 +159,8 @@ def report(results):
          f"numpy {setting['numpy']} ({setting['our_threads']} threads), torch {setting['torch']} "
          f"({setting['torch_threads']} threads, "
          f"{'NHWC' if setting['channels_last'] else 'NCHW'}); load at the start "
-         f"{setting['load']:.1f}"],
+         f"{setting['load']:.1f}"
+         + (": BUSY, do not trust these numbers" if setting["load"] > 0.5 else "")],
         _times_table("whole network", by_model),
         _memory_table(results["memory"]),
     ]

@@ -3,7 +3,9 @@
 import threading
 import time
 
+import numpy as np
 import pytest
+from checks import assert_agrees, frozen
 
 from minisegnet import parallel
 
@@ -57,6 +59,18 @@ def test_an_error_in_a_worker_reaches_the_caller(threads):
     with pytest.raises(ZeroDivisionError):
         parallel.parallel_map(fail, range(3))
     assert parallel.parallel_map(abs, [-1, -2]) == [1, 2]
+
+
+@pytest.mark.parametrize("P, Q, R", [(7, 3, 2), (2, 3, 7), (1, 4, 1), (5, 0, 3), (64, 32, 64)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_cut_matrix_product_is_the_whole_one(threads, rng, monkeypatch, P, Q, R, dtype):
+    monkeypatch.setattr(parallel, "MATMUL_THREADS_FROM", 0)
+    a, b = frozen(rng.standard_normal((P, Q)), rng.standard_normal((Q, R)))
+    a, b = a.astype(dtype), b.astype(dtype)
+    for left, right in ((a, b), (np.asfortranarray(a), b.T.copy().T)):
+        product = parallel.matmul(left, right)
+        assert product.dtype == dtype
+        assert_agrees(product, a @ b, 1e-6 if dtype == np.float32 else 1e-14)
 
 
 def test_row_blocks_cover_every_row_once():
