@@ -130,7 +130,8 @@ class PairedFiles:
     def check(self, num_workers=2):
         """Read every file once, in threads, and return the `ClassStatistics` of the masks.
 
-        `sizes` then holds the (H, W) that occur. Raises UserError at the first file, in order, that cannot be used.
+        `sizes` then holds the (H, W) that occur. Raises UserError at the first file, in order,
+        that cannot be used.
         """
         present, self.sizes = set(), set()
 

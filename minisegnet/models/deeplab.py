@@ -8,7 +8,6 @@ from minisegnet.blocks import SeparableConv2d, conv_norm_activation
 from minisegnet.layers import Concatenate, Conv2d, Layer, Upsample
 from minisegnet.models.aspp import ASPP
 
-
 # Small enough that an untrained model finds all classes about equally likely: its first
 # cross-entropy is ln K, which anyone can check.
 CLASSIFIER_STD = 0.01
