@@ -26,6 +26,8 @@ from minisegnet.errors import UserError, run_command
 from minisegnet.imbalance.weighting import SCHEMES, class_weights
 from minisegnet.models.build import MODEL_NAMES
 
+DEFAULT_LR = {"mini": 2e-2}  # a hundred thousand weights bear larger steps than millions
+
 
 def build_parser():
     """Return the parser of all flags; the defaults train `mini` on floor plans in two minutes."""
@@ -41,7 +43,7 @@ def build_parser():
     data.add_argument("--layout", choices=("auto", "camvid", "folder"), default="auto")
     data.add_argument("--image-size", type=positive_int, nargs=2, metavar=("H", "W"),
                       help="size in training (default: that of the first picture)")
-    data.add_argument("--augment", choices=("none", "standard"), default="standard")
+    data.add_argument("--augment", choices=("none", "standard"), default="none")
     data.add_argument("--ignore-index", type=non_negative_int, default=255)
     data.add_argument("--num-workers", type=non_negative_int, default=2,
                       help="threads that load ahead; 0 loads in the training step")
@@ -61,10 +63,11 @@ def build_parser():
     loss.add_argument("--label-smoothing", type=fraction, default=0.0, help="with ce only")
 
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=positive_int, default=40)
+    training.add_argument("--epochs", type=positive_int, default=12)
     training.add_argument("--batch-size", type=positive_int, default=8)
     training.add_argument("--optimizer", choices=("adamw", "sgd", "rmsprop"), default="adamw")
-    training.add_argument("--lr", type=positive_float, default=3e-3)
+    training.add_argument("--lr", type=positive_float,
+                          help="peak or constant rate (default: 0.02 for mini, else 0.002)")
     training.add_argument("--momentum", type=fraction, default=0.9, help="of sgd and rmsprop")
     training.add_argument("--weight-decay", type=non_negative_float, default=0.01)
     training.add_argument("--no-decay-norm-and-bias", action="store_true",
@@ -104,6 +107,8 @@ def parse_settings(argv):
         # The file's lines become flags in front of the real ones: one set of checks for both.
         argv = _as_flags(parser, path, config) + list(sys.argv[1:] if argv is None else argv)
     settings = parser.parse_args(argv)
+    if settings.lr is None:
+        settings.lr = DEFAULT_LR.get(settings.model, 2e-3)
     if settings.label_smoothing and settings.loss != "ce":
         raise UserError(f"--label-smoothing goes with --loss ce, not with {settings.loss}; "
                         f"leave it out")

@@ -35,7 +35,7 @@ _FIXTURES = {
 }
 _FURNITURE = ("table", "wardrobe", "cupboard")  # as large as a fixture, but part of the room
 _SPLITS = {"train": 0, "val": 1, "test": 2}
-_SIZES = {"train": 320, "val": 96, "test": 96}  # plans
+_SIZES = {"train": 640, "val": 192, "test": 192}  # plans
 _MAX_COPIES = 4
 
 
@@ -72,7 +72,7 @@ class Sheet(NamedTuple):
 class FloorPlans:
     """Floor plans drawn on demand and kept in memory: 12 classes, most pixels background.
 
-    `size` is (H, W) in px; `length` the number of plans (default 320 to train, 96 otherwise).
+    `size` is (H, W) in px; `length` the number of plans (default 640 to train, 192 otherwise).
     The imbalance dial:
 
     - `background_share`: share of the picture outside the house, 0.4 to 0.85.
@@ -94,7 +94,7 @@ class FloorPlans:
     palette = FLOORPLAN_PALETTE
 
     def __init__(self, split="train", *, length=None, size=(128, 160), seed=0,
-                 background_share=0.72, fixture_size=12, rare_image_share=0.12, rare_share=None,
+                 background_share=0.72, fixture_size=12, rare_image_share=0.06, rare_share=None,
                  furniture=2.0, wall=6, ignore_index=255):
         if split not in _SPLITS:
             raise ValueError(f"split {split!r} is not one of train, val, test")
