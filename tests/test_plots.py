@@ -45,3 +45,16 @@ def test_saved_picture_is_a_png(tmp_path):
     with Image.open(tmp_path / "curves.png") as image:
         assert image.format == "PNG" and min(image.size) > 300
     assert [p.name for p in tmp_path.iterdir()] == ["curves.png"]
+
+
+def test_side_by_side_shows_each_run_in_its_column_and_its_bars():
+    sample = Sample(np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3), np.uint8), "a")
+    predicted = {"a": [np.full((2, 3), 1, np.uint8)], "b": [np.full((2, 3), 2, np.uint8)]}
+    iou = {"a": [0.5, 0.25, None], "b": [0.75, 0.5, 0.25]}
+    figure = plots.side_by_side([sample], predicted, iou, NAMES, PALETTE)
+    pictures, bars = figure.axes[:-1], figure.axes[-1]
+    assert [axes.get_title() for axes in pictures] == ["image", "truth", "a", "b"]
+    for axes, c in zip(pictures[1:], (0, 1, 2)):
+        assert tuple(axes.get_images()[0].get_array()[0, 0]) == tuple(PALETTE[c])
+    heights = [bar.get_height() for bar in bars.patches]
+    np.testing.assert_array_equal(heights, [0.5, 0.25, np.nan, 0.75, 0.5, 0.25])
