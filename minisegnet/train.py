@@ -13,20 +13,29 @@ from pathlib import Path
 
 import numpy as np
 
+from minisegnet import datasets, optim, plots
 from minisegnet.backend import select_device
 from minisegnet.cli import (
     ArgumentParser,
     fraction,
     non_negative_float,
     non_negative_int,
+    number,
     positive_float,
     positive_int,
 )
+from minisegnet.datasets.transforms import normalize
 from minisegnet.errors import UserError, run_command
 from minisegnet.imbalance.weighting import SCHEMES, class_weights
-from minisegnet.models.build import MODEL_NAMES
+from minisegnet.losses.criterion import Criterion
+from minisegnet.models import MODEL_NAMES, build_model
+from minisegnet.training import run_folder
+from minisegnet.training.checkpoint import load_weights, read_checkpoint
+from minisegnet.training.evaluation import predict_batch
+from minisegnet.training.trainer import Trainer
 
-DEFAULT_LR = {"mini": 2e-2}  # a hundred thousand weights bear larger steps than millions
+DEFAULT_LR = {"mini": 5e-2}  # a hundred thousand weights bear larger steps than millions
+MAX_WEIGHT = 1e6  # of a class, in a file
 
 
 def build_parser():
@@ -40,55 +49,77 @@ def build_parser():
     data = parser.add_argument_group("data")
     data.add_argument("--data", default="floorplans",
                       help="floorplans (generated), or the folder of a data set")
-    data.add_argument("--layout", choices=("auto", "camvid", "folder"), default="auto")
+    data.add_argument("--layout", choices=("auto", "camvid", "folder"), default="auto",
+                      help="camvid, folder (images and masks), or what the folders look like")
     data.add_argument("--image-size", type=positive_int, nargs=2, metavar=("H", "W"),
                       help="size in training (default: that of the first picture)")
-    data.add_argument("--augment", choices=("none", "standard"), default="none")
-    data.add_argument("--ignore-index", type=non_negative_int, default=255)
+    data.add_argument("--augment", choices=("none", "standard"), default="none",
+                      help="standard: flip, scale 0.7 to 1.6, crop, brightness")
+    data.add_argument("--ignore-index", type=number(int, least=0, most=255), default=255,
+                      help="label that counts in no loss and no score")
     data.add_argument("--num-workers", type=non_negative_int, default=2,
                       help="threads that load ahead; 0 loads in the training step")
 
     loss = parser.add_argument_group("model and loss")
-    loss.add_argument("--model", choices=MODEL_NAMES, default="mini")
+    loss.add_argument("--model", choices=MODEL_NAMES, default="mini",
+                      help="network to train")
     loss.add_argument("--init-from", metavar="CHECKPOINT", help="start from these weights")
-    loss.add_argument("--batch-norm-momentum", type=fraction, default=0.1)
-    loss.add_argument("--loss", choices=("ce", "focal", "dice", "combined"), default="ce")
+    loss.add_argument("--batch-norm-momentum", type=number(float, above=0, most=1),
+                      default=0.1, help="share of the new batch in the running statistics")
+    loss.add_argument("--loss", choices=("ce", "focal", "dice", "combined"), default="ce",
+                      help="loss to minimise")
     loss.add_argument("--class-weights", default="sqrt", metavar="|".join(SCHEMES) + "|FILE.json",
                       help="weights of ce and dice, alpha of focal")
-    loss.add_argument("--focal-gamma", type=non_negative_float, default=2.0)
+    loss.add_argument("--focal-gamma", type=non_negative_float, default=2.0,
+                      help="of focal and combined: how far it turns from easy pixels")
     loss.add_argument("--focal-alpha", type=positive_float, default=1.0,
                       help="one factor on all of focal; per class, use --class-weights")
-    loss.add_argument("--lambda-focal", type=non_negative_float, default=1.0)
-    loss.add_argument("--lambda-dice", type=non_negative_float, default=1.0)
+    loss.add_argument("--lambda-focal", type=non_negative_float, default=1.0,
+                      help="of combined: share of focal")
+    loss.add_argument("--lambda-dice", type=non_negative_float, default=1.0,
+                      help="of combined: share of dice")
     loss.add_argument("--label-smoothing", type=fraction, default=0.0, help="with ce only")
 
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=positive_int, default=12)
-    training.add_argument("--batch-size", type=positive_int, default=8)
-    training.add_argument("--optimizer", choices=("adamw", "sgd", "rmsprop"), default="adamw")
+    training.add_argument("--epochs", type=positive_int, default=12,
+                          help="passes over the training set")
+    training.add_argument("--batch-size", type=positive_int, default=8,
+                          help="images in a step, at least 2")
+    training.add_argument("--optimizer", choices=("adamw", "sgd", "rmsprop"), default="adamw",
+                          help="rule of the update")
     training.add_argument("--lr", type=positive_float,
-                          help="peak or constant rate (default: 0.02 for mini, else 0.002)")
+                          help="peak or constant rate (default: 0.05 for mini, else 0.002)")
     training.add_argument("--momentum", type=fraction, default=0.9, help="of sgd and rmsprop")
-    training.add_argument("--weight-decay", type=non_negative_float, default=0.01)
+    training.add_argument("--weight-decay", type=non_negative_float, default=0.01,
+                          help="pull of every weight towards 0")
     training.add_argument("--no-decay-norm-and-bias", action="store_true",
                           help="adamw: spare batch norms and biases from weight decay")
     training.add_argument("--schedule", default="onecycle",
-                          choices=("constant", "step", "cosine", "restarts", "poly", "onecycle"))
+                          choices=("constant", "step", "cosine", "restarts", "poly", "onecycle"),
+                          help="course of the learning rate")
     training.add_argument("--step-size", type=positive_float, default=10, metavar="EPOCHS",
                           help="of step: epochs between divisions by ten")
-    training.add_argument("--restart-period", type=positive_float, default=20, metavar="EPOCHS")
-    training.add_argument("--restart-mult", type=positive_int, default=2)
+    training.add_argument("--restart-period", type=positive_float, default=20, metavar="EPOCHS",
+                          help="of restarts: length of the first period")
+    training.add_argument("--restart-mult", type=positive_int, default=2,
+                          help="of restarts: each period is so many times the last")
     training.add_argument("--min-lr", type=non_negative_float, default=0.0,
-                          help="of cosine and restarts")
-    training.add_argument("--warmup-epochs", type=non_negative_float, default=0.0)
+                          help="of cosine and restarts: the lowest rate")
+    training.add_argument("--warmup-epochs", type=non_negative_float, default=0.0,
+                          metavar="EPOCHS",
+                          help="epochs in which the rate rises to the schedule's start")
     training.add_argument("--clip-norm", type=non_negative_float, default=0.0,
                           help="0: no clipping")
-    training.add_argument("--seed", type=non_negative_int, default=0)
-    training.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
+    training.add_argument("--seed", type=non_negative_int, default=0,
+                          help="of weights, order and augmentation")
+    training.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                          help="where to compute")
 
     output = parser.add_argument_group("output")
-    output.add_argument("--val-every", type=positive_int, default=1, metavar="EPOCHS")
-    output.add_argument("--save-every", type=non_negative_int, default=0, metavar="EPOCHS")
+    output.add_argument("--val-every", type=positive_int, default=1, metavar="EPOCHS",
+                        help="epochs between validations")
+    output.add_argument("--save-every", type=non_negative_int, default=0, metavar="EPOCHS",
+                        help="epochs between epoch_NNNN.npz; 0: none")
     output.add_argument("--output-dir", help="new folder of the run (default: runs/...)")
     return parser
 
@@ -99,23 +130,44 @@ def parse_settings(argv):
     path = parser.parse_args(argv).config
     if path is not None:
         try:
-            config = tomllib.loads(Path(path).read_text(encoding="utf-8"))
+            config = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
         except OSError as error:
             raise UserError(f"cannot read --config {path} ({error.strerror})") from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise UserError(f"--config {path} is not TOML: {error}") from error
         # The file's lines become flags in front of the real ones: one set of checks for both.
-        argv = _as_flags(parser, path, config) + list(sys.argv[1:] if argv is None else argv)
+        flags = _as_flags(parser, path, config)
+        try:
+            parser.parse_args(flags)
+        except UserError as error:
+            raise UserError(f"--config {path}: {error}") from error
+        argv = flags + list(sys.argv[1:] if argv is None else argv)
     settings = parser.parse_args(argv)
     if settings.lr is None:
         settings.lr = DEFAULT_LR.get(settings.model, 2e-3)
-    if settings.label_smoothing and settings.loss != "ce":
-        raise UserError(f"--label-smoothing goes with --loss ce, not with {settings.loss}; "
-                        f"leave it out")
+    _refuse_contradictions(settings)
     return settings
 
 
+def _refuse_contradictions(settings):
+    """Raise UserError for flags that are fine one by one and senseless together."""
+    if settings.batch_size < 2:
+        raise UserError("--batch-size 1: the image pooling of these models has one value per "
+                        "image and channel, so its batch norm needs a batch of at least 2")
+    if settings.label_smoothing and settings.loss != "ce":
+        raise UserError(f"--label-smoothing goes with --loss ce, not with {settings.loss}; "
+                        f"leave it out")
+    if settings.loss == "combined" and settings.lambda_focal == settings.lambda_dice == 0:
+        raise UserError("--lambda-focal 0 and --lambda-dice 0 leave no loss; make one positive")
+    if settings.warmup_epochs > settings.epochs:
+        raise UserError(f"--warmup-epochs {settings.warmup_epochs:g} is longer than --epochs "
+                        f"{settings.epochs}; shorten it")
+    if settings.schedule in ("cosine", "restarts") and settings.min_lr > settings.lr:
+        raise UserError(f"--min-lr {settings.min_lr:g} is above --lr {settings.lr:g}; lower it")
+
+
 def _as_flags(parser, path, config):
+    """Return the settings of a TOML file as the flags that say the same."""
     known = {action.dest: action for action in parser._actions}
     flags = []
     for key, value in config.items():
@@ -127,6 +179,9 @@ def _as_flags(parser, path, config):
             if not isinstance(value, bool):
                 raise UserError(f"--config {path}: {key} is true or false, not {value!r}")
             flags += [flag] if value else []
+        elif isinstance(value, list) != (action.nargs is not None):
+            wanted = f"a list of {action.nargs}" if action.nargs else "one value, not a list"
+            raise UserError(f"--config {path}: {key} is {wanted}")
         elif isinstance(value, list):
             flags += [flag, *map(str, value)]
         else:
@@ -144,7 +199,7 @@ def build_weights(choice, statistics, class_names):
         raise UserError(f"--class-weights {choice!r} is not one of {', '.join(SCHEMES)} or a "
                         f".json file")
     try:
-        content = json.loads(Path(choice).read_text(encoding="utf-8"))
+        content = json.loads(Path(choice).read_text(encoding="utf-8-sig"))
         values = content["weights"] if isinstance(content, dict) and "weights" in content \
             else content
         if isinstance(values, dict):
@@ -152,21 +207,21 @@ def build_weights(choice, statistics, class_names):
         weights = np.array(values, dtype=np.float64)
     except OSError as error:
         raise UserError(f"cannot read --class-weights {choice} ({error.strerror})") from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"--class-weights {choice} is not JSON with a list of numbers "
                         f"({error})") from error
     except KeyError as error:
         raise UserError(f"--class-weights {choice} has no weight for class {error}") from error
     K = len(class_names)
-    if weights.shape != (K,) or not np.isfinite(weights).all() or (weights < 0).any():
-        raise UserError(f"--class-weights {choice} must hold {K} weights >= 0, one per class")
+    in_range = (weights >= 0) & (weights <= MAX_WEIGHT)  # neither NaN nor infinite
+    if weights.shape != (K,) or not in_range.all() or not weights.any():
+        raise UserError(f"--class-weights {choice} must hold {K} weights, one per class, >= 0 and "
+                        f"<= {MAX_WEIGHT:g}, not all 0")
     return weights
 
 
 def build_schedule(settings, steps_per_epoch):
     """Return the schedule(step) of the flags; flags count epochs, schedules count steps."""
-    from minisegnet import optim
-
     lr = settings.lr
     warmup = round(settings.warmup_epochs * steps_per_epoch)
     # The schedule proper starts where the warm-up ends, and has what is left of the run.
@@ -190,8 +245,6 @@ def build_schedule(settings, steps_per_epoch):
 
 def build_optimizer(settings, model):
     """Return the optimizer of the flags."""
-    from minisegnet import optim
-
     if settings.optimizer == "adamw":
         return optim.AdamW(model, settings.lr, weight_decay=settings.weight_decay,
                            decay_norm_and_bias=not settings.no_decay_norm_and_bias)
@@ -202,8 +255,6 @@ def build_optimizer(settings, model):
 
 def build_criterion(settings, weights):
     """Return the loss of the flags; a focal alpha scales the class weights."""
-    from minisegnet.losses.criterion import Criterion
-
     alpha = settings.focal_alpha
     if settings.loss in ("focal", "combined") and alpha != 1:
         weights = alpha if weights is None else alpha * weights
@@ -215,17 +266,9 @@ def build_criterion(settings, weights):
 
 def main(argv=None):
     settings = parse_settings(argv)
-    if settings.batch_size < 2:
-        raise UserError("--batch-size 1: the image pooling of these models has one value per "
-                        "image and channel, so its batch norm needs a batch of at least 2")
-    if select_device(settings.device) is not np:
+    if settings.device == "cuda":
+        select_device("cuda")  # names what is missing, if anything is
         raise UserError("--device cuda: training on a GPU is not there yet; use --device cpu")
-
-    from minisegnet import datasets, plots
-    from minisegnet.models import build_model
-    from minisegnet.training import run_folder
-    from minisegnet.training.checkpoint import load_weights, read_checkpoint
-    from minisegnet.training.trainer import Trainer
 
     # Everything that can be refused is refused before the run folder is made.
     train_set, val_set = (
@@ -235,19 +278,16 @@ def main(argv=None):
     if settings.ignore_index < K:
         raise UserError(f"--ignore-index {settings.ignore_index} is a class "
                         f"({names[settings.ignore_index]}); use {K} to 255")
-    if val_set.num_classes != K:
-        raise UserError(f"train has {K} classes and val {val_set.num_classes}; name the classes "
-                        f"in {settings.data}/classes.txt")
     statistics = train_set.check()
     val_set.check()
-    size = settings.image_size or train_set[0].mask.shape
+    size = settings.image_size = settings.image_size or list(train_set[0].mask.shape)
     if len(train_set) < settings.batch_size:
         raise UserError(f"--batch-size {settings.batch_size} is larger than the training set of "
                         f"{len(train_set)} images")
     weights = build_weights(settings.class_weights, statistics, names)
     model = build_model(settings.model, K, seed=settings.seed,
                         batch_norm_momentum=settings.batch_norm_momentum)
-    if settings.init_from:
+    if settings.init_from is not None:
         load_weights(model, read_checkpoint(settings.init_from))
 
     loader = {"seed": settings.seed, "num_workers": settings.num_workers}
@@ -263,7 +303,9 @@ def main(argv=None):
 
     folder = run_folder.new_run_folder(
         settings.output_dir, default_name=f"{Path(settings.data).name}_{settings.loss}")
-    config = {key: value for key, value in vars(settings).items() if key != "config"}
+    # Without the output folder: --config repeats a run beside the first, not on top of it.
+    config = {key: value for key, value in vars(settings).items()
+              if key not in ("config", "output_dir")}
     run_folder.write_text(folder / "config.toml", run_folder.to_toml(config))
     run_folder.write_text(folder / "class_weights.json", json.dumps({
         "scheme": settings.class_weights, "classes": list(names),
@@ -283,7 +325,7 @@ def main(argv=None):
           f"{size[0]}x{size[1]}; {names[int(statistics.pixels.argmax())]} is {share:.1%} of the "
           f"pixels\nrun folder: {folder}", flush=True)
     finished = trainer.fit()
-    _draw(folder, names, model, val_set, val_loader.transform, plots, run_folder)
+    _draw(folder, names, model, val_set, val_loader.transform)
     if not finished:
         print(f"stopped early; the state is in {folder / 'last.npz'}")
         return 130
@@ -292,12 +334,8 @@ def main(argv=None):
     return 0
 
 
-def _draw(folder, names, model, val_set, transform, plots, run_folder):
+def _draw(folder, names, model, val_set, transform):
     """Write curves.png from the log, and predictions.png from the best weights."""
-    from minisegnet.datasets.transforms import normalize
-    from minisegnet.training.checkpoint import load_weights, read_checkpoint
-    from minisegnet.training.evaluation import predict_batch
-
     if (folder / "log.jsonl").exists():
         plots.save(plots.curves(run_folder.read_log(folder / "log.jsonl"), names),
                    folder / "curves.png")

@@ -94,7 +94,7 @@ class FloorPlans:
     palette = FLOORPLAN_PALETTE
 
     def __init__(self, split="train", *, length=None, size=(128, 160), seed=0,
-                 background_share=0.72, fixture_size=12, rare_image_share=0.06, rare_share=None,
+                 background_share=0.72, fixture_size=12, rare_image_share=0.04, rare_share=None,
                  furniture=2.0, wall=6, ignore_index=255):
         if split not in _SPLITS:
             raise ValueError(f"split {split!r} is not one of train, val, test")
