@@ -6,8 +6,23 @@ import math
 from minisegnet.errors import UserError
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Ends every help text with the default, and calls the value of a number N."""
+
+    def _get_help_string(self, action):
+        if action.default is None or action.default is False or action.dest == "help":
+            return action.help
+        return f"{action.help} (default: %(default)s)"
+
+    def _get_default_metavar_for_optional(self, action):
+        return "N" if action.type else super()._get_default_metavar_for_optional(action)
+
+
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse whose complaints are a UserError: one line, exit code 2."""
+    """argparse whose complaints are a UserError: one line, exit code 2; no abbreviated flags."""
+
+    def __init__(self, **options):
+        super().__init__(allow_abbrev=False, formatter_class=_HelpFormatter, **options)
 
     def error(self, message):
         raise UserError(f"{message} (see {self.prog} --help)")

@@ -24,7 +24,11 @@ _worker = threading.local()
 
 @lru_cache(maxsize=1)
 def num_threads():
-    """Number of threads: MINISEGNET_NUM_THREADS, else the processors this process may use."""
+    """Number of threads: MINISEGNET_NUM_THREADS, else the processors this process may use.
+
+    Asked for the first time, it also sets NumPy's BLAS to one thread: the others are ours.
+    """
+    _set_blas_to_one_thread()
     requested = os.environ.get("MINISEGNET_NUM_THREADS", "")
     if requested.isdigit() and int(requested) > 0:
         return int(requested)
@@ -38,12 +42,11 @@ def _pool():
     def mark_as_worker():
         _worker.busy = True
 
-    _leave_threads_to_us()
     return ThreadPoolExecutor(num_threads(), "minisegnet", initializer=mark_as_worker)
 
 
-def _leave_threads_to_us():
-    """Set NumPy's BLAS to one thread for this process, where threadpoolctl is installed.
+def _set_blas_to_one_thread():
+    """Set NumPy's OpenBLAS to one thread for this process, where threadpoolctl is installed.
 
     Two layers of threads are worse than one: OpenBLAS threads wait for each other in a spinning
     loop, and as soon as anything else wants a core, a product of 0.5 ms takes 8 or 16.

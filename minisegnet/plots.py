@@ -1,5 +1,7 @@
 """Every picture: functions that take data and return a matplotlib figure."""
 
+import warnings
+
 import numpy as np
 
 from minisegnet.datasets.palettes import VOID_COLOUR, colourise
@@ -19,7 +21,10 @@ def _figure(rows, columns, width, height, **kwargs):
 
 def save(figure, path, dpi=110):
     """Write `figure` as a PNG to `path`, whole or not at all."""
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
+    with warnings.catch_warnings():
+        # A class name in a script that the font lacks comes out as boxes; no need to say so.
+        warnings.filterwarnings("ignore", message="Glyph")
+        write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
 
 
 def curves(log, class_names):

@@ -13,7 +13,7 @@ import numpy as np
 
 from minisegnet.blocks import ConvNormActivation
 from minisegnet.cli import ArgumentParser, number, positive_int
-from minisegnet.errors import UserError, run_command
+from minisegnet.errors import run_command
 from minisegnet.layers import Conv2d, DepthwiseConv2d, Layer
 from minisegnet.models import MODEL_NAMES, build_model
 
@@ -178,16 +178,14 @@ def main(argv=None):
     parser.add_argument("--num-classes", type=number(int, least=2),
                         help="default: 12 for mini, 21 for the others")
     parser.add_argument("--image-size", type=positive_int, nargs=2, metavar=("H", "W"),
-                        default=(176, 240))
-    parser.add_argument("--batch-size", type=positive_int, default=8)
+                        default=(176, 240), help="size of the images")
+    parser.add_argument("--batch-size", type=positive_int, default=8,
+                        help="images in a batch")
     parser.add_argument("--depth", type=positive_int, default=2,
-                        help="levels of the tree to show (default 2: blocks; 5: every layer)")
+                        help="levels of the tree to show; 2: blocks, 5: every layer")
     arguments = parser.parse_args(argv)
     num_classes = arguments.num_classes or (12 if arguments.model == "mini" else 21)
-    try:
-        rows = summarize(arguments.model, num_classes, arguments.image_size, arguments.batch_size)
-    except MemoryError as error:
-        raise UserError(f"out of memory ({error}): use a smaller --image-size or --batch-size")
+    rows = summarize(arguments.model, num_classes, arguments.image_size, arguments.batch_size)
     print(format_table(rows, arguments.depth))
     print()
     print(_footer(rows[0]))

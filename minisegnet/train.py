@@ -302,7 +302,7 @@ def main(argv=None):
                                   ignore_index=settings.ignore_index), **loader)
 
     folder = run_folder.new_run_folder(
-        settings.output_dir, default_name=f"{Path(settings.data).name}_{settings.loss}")
+        settings.output_dir, default_name=f"{Path(settings.data).resolve().name}_{settings.loss}")
     # Without the output folder: --config repeats a run beside the first, not on top of it.
     config = {key: value for key, value in vars(settings).items()
               if key not in ("config", "output_dir")}

@@ -78,7 +78,7 @@ def test_an_unknown_device_is_refused():
 def test_the_package_needs_numpy_alone():
     code = """if True:
         import sys
-        for name in ("torch", "cupy", "matplotlib", "PIL", "tqdm"):
+        for name in ("torch", "cupy", "matplotlib", "PIL", "tqdm", "threadpoolctl"):
             sys.modules[name] = None  # importing it now fails
         import minisegnet, minisegnet.ops, minisegnet.layers, minisegnet.models
         import minisegnet.losses, minisegnet.optim, minisegnet.metrics, minisegnet.imbalance

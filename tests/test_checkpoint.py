@@ -1,5 +1,8 @@
 """Checkpoints: a round trip, no pickle, refusals by name and shape, nothing half-written."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -74,6 +77,27 @@ def test_another_model_is_refused_by_name_and_shape_before_anything_changes(
         np.testing.assert_array_equal(a, before[n])
 
 
+@pytest.mark.parametrize("meta", ["3", "null", "not JSON"])
+def test_meta_data_that_is_no_dictionary_is_refused(tmp_path, meta):
+    np.savez(tmp_path / "odd.npz", meta=np.array(meta))
+    with pytest.raises(UserError, match="odd.npz is not a checkpoint"):
+        read_checkpoint(tmp_path / "odd.npz")
+
+
+def test_any_damage_to_the_archive_is_one_line(saved, rng):
+    _, _, path = saved
+    whole = path.read_bytes()
+    directory = whole.index(b"PK\x01\x02")
+    for place in rng.integers(directory, len(whole), 40):
+        damaged = bytearray(whole)
+        damaged[place] ^= 0xFF
+        path.write_bytes(damaged)
+        try:
+            read_checkpoint(path)
+        except UserError as error:
+            assert "\n" not in str(error)
+
+
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"text"])
 def test_a_file_that_is_no_checkpoint_is_named(tmp_path, content):
     path = tmp_path / "broken.npz"
@@ -102,6 +126,30 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path):
         file.write(b"half of the new")
         raise OSError("disk full")
 
-    with pytest.raises(OSError):
+    with pytest.raises(UserError, match="cannot write .*best.npz .*disk full"):
         write_atomically(path, fail)
     assert path.read_bytes() == b"the old one"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_appears_in_one_step_when_it_is_whole(tmp_path, monkeypatch):
+    moves = []
+
+    def replace(temporary, path):
+        moves.append((Path(temporary).read_bytes(), path))
+
+    monkeypatch.setattr(os, "replace", replace)
+    write_atomically(tmp_path / "best.npz", lambda file: file.write(b"whole"))
+    assert moves == [(b"whole", tmp_path / "best.npz")]
+    assert not list(tmp_path.iterdir())  # nothing but the move could have made the file
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+def test_a_save_that_is_cut_off_leaves_nothing(tmp_path, error):
+    def fail(file):
+        file.write(b"half of it")
+        raise error
+
+    with pytest.raises(error):
+        write_atomically(tmp_path / "best.npz", fail)
+    assert not list(tmp_path.iterdir())

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from minisegnet.datasets import CamVid, FloorPlans, Folder, open_dataset
-from minisegnet.datasets.files import read_mask
+from minisegnet.datasets.files import read_image, read_mask
 from minisegnet.datasets.palettes import CAMVID_PALETTE, FLOORPLAN_PALETTE, colourise, palette_for
 from minisegnet.errors import UserError
 
@@ -289,3 +289,44 @@ def test_palettes_have_distinct_colours_and_void_is_black():
         assert len({tuple(colour) for colour in palette}) == len(palette)
     picture = colourise(np.array([[0, 11, 255]], np.uint8), FLOORPLAN_PALETTE)
     assert picture.tolist() == [[[220, 255, 255], [60, 120, 60], [0, 0, 0]]]
+
+
+# ---------------------------------------------------------------- odd files
+
+
+def test_hidden_files_are_no_pictures(folder):
+    (folder / "images" / "._p0.png").write_bytes(b"what macOS leaves beside a file")
+    assert len(Folder(folder, "train")) == 4
+
+
+def test_transparency_is_dropped_without_a_warning(tmp_path):
+    grey = Image.fromarray(np.arange(H * W, dtype=np.uint8).reshape(H, W))
+    grey.convert("P").save(tmp_path / "palette.png", transparency=b"\x00\x10")
+    grey.convert("LA").save(tmp_path / "alpha.png")
+    for name in ("palette.png", "alpha.png"):
+        np.testing.assert_array_equal(read_image(tmp_path / name)[..., 0], np.asarray(grey))
+
+
+def test_16_bit_pictures_are_refused_since_they_would_be_cut_off(folder):
+    Image.fromarray(np.full((H, W), 1000, np.uint16)).save(folder / "images" / "p0.png")
+    both = Folder(folder, "train"), Folder(folder, "val")
+    assert_refused(lambda: [d.check() for d in both], "p0.png", "8 bits")
+    assert_refused(lambda: read_image(folder / "images" / "p0.png"), "p0.png", "8 bits")
+
+
+def test_a_picture_too_large_to_be_true_is_refused(tmp_path, monkeypatch):
+    write_image(tmp_path / "bomb.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert_refused(lambda: read_image(tmp_path / "bomb.png"), "bomb.png", "cannot be decoded")
+
+
+def test_classes_txt_is_utf8_with_or_without_a_mark_and_names_each_class_once(folder):
+    classes = folder / "classes.txt"
+    classes.write_text("sol\nmaison\npré\n", encoding="utf-8-sig")
+    assert Folder(folder).class_names == ("sol", "maison", "pré")
+    classes.write_bytes("pré".encode("latin-1"))
+    assert_refused(lambda: Folder(folder), classes, "UTF-8")
+    classes.write_text("0 a\n1 b\nc\n")
+    assert_refused(lambda: Folder(folder), classes, "some classes only")
+    classes.write_text("a\nb\na\n")
+    assert_refused(lambda: Folder(folder), classes, "twice")

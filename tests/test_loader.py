@@ -1,6 +1,7 @@
 """Batches: the same for any number of workers, bounded ahead, and no thread left behind."""
 
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -70,10 +71,13 @@ def test_shuffling_visits_every_sample_once_and_differs_by_epoch_and_seed():
     assert len({tuple(o) for o in orders}) == 3
 
 
-def test_augmentation_differs_by_epoch():
-    loader = DataLoader(Numbered(1), 1, transform=StandardAugment((16, 20)))
-    first, second = (next(loader.batches(epoch)).images for epoch in range(2))
-    assert (first != second).any()
+def test_augmentation_differs_by_epoch_and_seed():
+    def images(seed, epoch):
+        loader = DataLoader(Numbered(1), 1, transform=StandardAugment((16, 20)), seed=seed)
+        return next(loader.batches(epoch)).images
+
+    assert (images(0, 0) == images(0, 0)).all()
+    assert (images(0, 0) != images(0, 1)).any() and (images(0, 0) != images(1, 0)).any()
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -87,8 +91,10 @@ def test_what_a_worker_raises_is_raised_here(num_workers):
 def test_loading_stays_two_batches_ahead_at_most():
     dataset = Numbered(100)
     batches = DataLoader(dataset, 4, num_workers=2).batches()
-    next(batches)
-    assert len(dataset.loaded) <= 12
+    for consumed in range(1, 6):
+        next(batches)
+        time.sleep(0.02)  # time enough to run ahead
+        assert len(dataset.loaded) <= 4 * (consumed + 2)
     batches.close()
 
 
@@ -99,6 +105,19 @@ def test_leaving_early_stops_the_workers():
     assert loader_threads()
     batches.close()
     assert not loader_threads() and len(dataset.loaded) <= 6
+
+
+def test_leaving_early_drops_what_was_only_queued():
+    class Slow(Numbered):
+        def __getitem__(self, index):
+            time.sleep(0.005)
+            return super().__getitem__(index)
+
+    dataset = Slow(100)
+    batches = DataLoader(dataset, 20, num_workers=1).batches()
+    next(batches)
+    batches.close()
+    assert len(dataset.loaded) < 40  # of the 60 that were queued
 
 
 def test_samples_of_different_sizes_are_refused_with_the_cure():

@@ -2,6 +2,7 @@
 
 import threading
 import time
+from contextvars import ContextVar
 
 import numpy as np
 import pytest
@@ -52,6 +53,16 @@ def test_a_worker_may_map_again(threads):
     assert parallel.parallel_map(inner, range(20)) == [45 * i for i in range(20)]
 
 
+def test_a_worker_sees_the_context_of_its_caller(threads):
+    setting = ContextVar("setting", default="default")  # NumPy keeps its errstate like this
+    token = setting.set("the caller's")
+    try:
+        seen = parallel.parallel_map(lambda _: setting.get(), range(4))
+    finally:
+        setting.reset(token)
+    assert seen == 4 * ["the caller's"]
+
+
 def test_an_error_in_a_worker_reaches_the_caller(threads):
     def fail(i):
         raise ZeroDivisionError(i)
@@ -71,6 +82,24 @@ def test_a_cut_matrix_product_is_the_whole_one(threads, rng, monkeypatch, P, Q, 
         product = parallel.matmul(left, right)
         assert product.dtype == dtype
         assert_agrees(product, a @ b, 1e-6 if dtype == np.float32 else 1e-14)
+
+
+@pytest.mark.parametrize("P, R", [(7, 2), (2, 7)])
+def test_a_product_is_cut_along_its_longer_side_into_a_piece_per_thread(monkeypatch, P, R):
+    shapes = []
+
+    def spy(function, pieces):
+        return [function(piece) for piece in pieces]
+
+    def matmul(a, b, out):
+        shapes.append(out.shape)
+
+    monkeypatch.setattr(parallel, "MATMUL_THREADS_FROM", 0)
+    monkeypatch.setattr(parallel, "num_threads", lambda: 3)
+    monkeypatch.setattr(parallel, "parallel_map", spy)
+    monkeypatch.setattr(np, "matmul", matmul)
+    parallel.matmul(np.ones((P, 2)), np.ones((2, R)))
+    assert shapes == ([(3, 2), (3, 2), (1, 2)] if P > R else [(2, 3), (2, 3), (2, 1)])
 
 
 def test_row_blocks_cover_every_row_once():

@@ -1,5 +1,6 @@
 """The run folder: TOML that reads back, JSON without NaN, and no run written over another."""
 
+import io
 import json
 import tomllib
 
@@ -7,6 +8,7 @@ import numpy as np
 import pytest
 
 from minisegnet.errors import UserError
+from minisegnet.training import run_folder
 from minisegnet.training.run_folder import (
     append_json_line,
     new_run_folder,
@@ -29,6 +31,21 @@ def test_log_lines_are_json_with_null_for_nan(tmp_path):
     json.loads((tmp_path / "log.jsonl").read_text().splitlines()[0])
 
 
+def test_a_full_disk_leaves_no_half_line(tmp_path, monkeypatch):
+    path = tmp_path / "log.jsonl"
+    append_json_line(path, {"epoch": 1})
+
+    class FullDisk(io.FileIO):
+        def write(self, data):
+            return super().write(data[:4])
+
+    monkeypatch.setattr(run_folder, "open", lambda path, mode, buffering: FullDisk(path, mode),
+                        raising=False)
+    with pytest.raises(UserError, match="cannot write .*log.jsonl .*disk full"):
+        append_json_line(path, {"epoch": 2})
+    assert read_log(path) == [{"epoch": 1}]
+
+
 def test_a_folder_with_anything_in_it_is_not_written_to(tmp_path):
     (tmp_path / "log.jsonl").write_text("a run of hours")
     with pytest.raises(UserError, match="not empty"):
@@ -45,5 +62,6 @@ def test_default_folders_are_numbered(tmp_path, monkeypatch):
 
 def test_a_file_in_the_way_is_named(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="file"):
-        new_run_folder(tmp_path / "file" / "run", default_name="x")
+    for path in ("file", "file/run", "long" * 100):
+        with pytest.raises(UserError, match=path[:4]):
+            new_run_folder(tmp_path / path, default_name="x")

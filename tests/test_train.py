@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minisegnet import train
+from minisegnet import optim, train
 from minisegnet.cli import non_negative_float, positive_int
 from minisegnet.errors import run_command
+from minisegnet.models import build_model
 from minisegnet.training.checkpoint import read_checkpoint
 from minisegnet.training.run_folder import read_log
 
@@ -96,6 +97,7 @@ def test_the_same_seed_gives_the_same_numbers_whatever_the_workers(tiny_folder, 
 
 def test_the_resolved_config_repeats_the_run(tiny_folder, tmp_path):
     assert tiny_run(tiny_folder, tmp_path / "a", "--lr", 0.004, "--no-decay-norm-and-bias") == 0
+    assert "output_dir" not in tomllib.loads((tmp_path / "a" / "config.toml").read_text())
     assert run("--config", tmp_path / "a" / "config.toml", "--output-dir", tmp_path / "b") == 0
     first, second = (read_log(tmp_path / name / "log.jsonl")[-1]["train_loss"] for name in "ab")
     assert first == second
@@ -133,6 +135,15 @@ def test_training_starts_from_a_checkpoint(tiny_folder, tmp_path):
     (["--data", "nowhere"], ["nowhere", "--data"]),
     (["--batch-size", "9"], ["--batch-size 9", "8 images"]),
     (["--ignore-index", "2"], ["--ignore-index", "2"]),
+    (["--ignore-index", "256"], ["--ignore-index", "256", "<= 255"]),
+    (["--batch-norm-momentum", "0"], ["--batch-norm-momentum", "> 0"]),
+    (["--loss", "combined", "--lambda-focal", "0", "--lambda-dice", "0"], ["--lambda-focal 0"]),
+    (["--epochs", "2", "--warmup-epochs", "3"], ["--warmup-epochs 3", "--epochs 2"]),
+    (["--schedule", "cosine", "--lr", "0.1", "--min-lr", "1"], ["--min-lr 1", "--lr 0.1"]),
+    (["--epoch", "1"], ["--epoch"]),  # no abbreviations: --weight could mean two things
+    (["--init-from", ""], ["no checkpoint"]),
+    (["--output-dir", "long" * 100], ["cannot make", "long", "--output-dir"]),
+    (["--data", "long" * 2000], ["long"]),
 ])
 def test_bad_input_is_one_line_and_exit_2_and_no_run_folder(tiny_folder, tmp_path, monkeypatch,
                                                             capsys, flags, words):
@@ -147,17 +158,21 @@ def test_bad_input_is_one_line_and_exit_2_and_no_run_folder(tiny_folder, tmp_pat
 
 @pytest.mark.parametrize("text, words", [
     ("lr = -1", ["--lr", "-1"]), ("lrr = 1", ["'lrr' is not a setting"]), ("lr =", ["not TOML"]),
-    ("no_decay_norm_and_bias = 3", ["true or false"])])
+    ("no_decay_norm_and_bias = 3", ["true or false"]), ("lr = [1, 2]", ["lr is one value"]),
+    ("image_size = 8", ["image_size is a list of 2"]), ("image_size = [8]", ["--image-size"]),
+    ("[training]", ["'training' is not a setting"])])
 def test_a_bad_config_is_refused(tmp_path, capsys, text, words):
     (tmp_path / "bad.toml").write_text(text)
     assert run("--config", tmp_path / "bad.toml") == 2
     error = capsys.readouterr().err
-    assert all(word in error for word in words), error
+    assert all(word in error for word in ["bad.toml", *words]), error
 
 
 @pytest.mark.parametrize("content, words", [
     ("[1, 2]", ["3 weights"]), ("[1, 2, -1]", [">= 0"]), ("{]", ["not JSON"]),
-    ('{"ground": 1, "house": 2}', ["pool"]), ('["a", 1, 2]', ["not JSON with a list"])])
+    ('{"ground": 1, "house": 2}', ["pool"]), ('["a", 1, 2]', ["not JSON with a list"]),
+    ("[0, 0, 0]", ["not all 0"]), ("[1, 2, NaN]", ["3 weights"]), ("[1, 2, 1e7]", ["<= 1e+06"]),
+    (f"[1, 2, 1{400 * '0'}]", ["not JSON with a list"]), (2000 * "[", ["not JSON"])])
 def test_a_bad_weights_file_is_refused(tiny_folder, tmp_path, capsys, content, words):
     (tmp_path / "w.json").write_text(content)
     assert tiny_run(tiny_folder, tmp_path / "run", "--class-weights", tmp_path / "w.json") == 2
@@ -171,6 +186,158 @@ def test_weights_come_from_a_file(tmp_path, content):
     (tmp_path / "w.json").write_text(content)
     weights = train.build_weights(str(tmp_path / "w.json"), None, ("ground", "house", "pool"))
     np.testing.assert_array_equal(weights, [1, 2, 4])
+
+
+def test_files_written_by_windows_are_read(tmp_path):
+    (tmp_path / "w.json").write_text("[1, 2, 4]", encoding="utf-8-sig")
+    (tmp_path / "s.toml").write_text("epochs = 7", encoding="utf-8-sig")
+    np.testing.assert_array_equal(train.build_weights(str(tmp_path / "w.json"), None, "abc"),
+                                  [1, 2, 4])
+    assert train.parse_settings(["--config", str(tmp_path / "s.toml")]).epochs == 7
+
+
+def settings(*flags):
+    return train.parse_settings([str(flag) for flag in flags])
+
+
+@pytest.mark.parametrize("flags, expected", [
+    (["--schedule", "constant"], optim.ConstantLR(0.5)),
+    (["--schedule", "step", "--step-size", 3], optim.StepLR(0.5, 30)),
+    (["--schedule", "cosine", "--min-lr", 0.1], optim.CosineAnnealingLR(0.5, 80, 0.1)),
+    (["--schedule", "restarts", "--restart-period", 1.5, "--restart-mult", 3, "--min-lr", 0.1],
+     optim.CosineAnnealingWarmRestarts(0.5, 15, 3, 0.1)),
+    (["--schedule", "poly"], optim.PolynomialLR(0.5, 80)),
+    (["--schedule", "onecycle"], optim.OneCycleLR(0.5, 80)),
+])
+def test_schedules_count_epochs_in_flags_and_steps_inside(flags, expected):
+    flags = ["--lr", 0.5, "--epochs", 8, *flags]
+    schedule = train.build_schedule(settings(*flags), 10)
+    warm = train.build_schedule(settings(*flags[:2], "--epochs", 9, *flags[4:],
+                                         "--warmup-epochs", 1), 10)
+    for step in range(80):
+        assert schedule(step) == expected(step)
+        assert warm(step + 10) == expected(step)  # the schedule proper follows the warm-up
+    assert warm(0) < expected(0)
+
+
+def test_a_warm_up_may_fill_the_run():
+    schedule = train.build_schedule(settings("--epochs", 1, "--warmup-epochs", 1), 10)
+    assert all(np.isfinite(schedule(step)) for step in range(12))
+
+
+def test_the_optimizer_gets_its_flags():
+    model = build_model("mini", 3)
+    adamw = train.build_optimizer(settings("--weight-decay", 0.5, "--no-decay-norm-and-bias"),
+                                  model)
+    assert adamw.weight_decay == 0.5
+    np.testing.assert_array_equal(adamw.decayed, ~adamw.flat.is_norm_or_bias)
+    assert train.build_optimizer(settings(), model).decayed is None
+    for name, kind in (("sgd", optim.SGD), ("rmsprop", optim.RMSprop)):
+        optimizer = train.build_optimizer(
+            settings("--optimizer", name, "--momentum", 0.25, "--weight-decay", 0.5), model)
+        assert type(optimizer) is kind
+        assert (optimizer.momentum, optimizer.weight_decay) == (0.25, 0.5)
+
+
+def test_the_loss_gets_its_flags():
+    weights = np.array([1.0, 3.0])
+    loss = train.build_criterion(
+        settings("--loss", "combined", "--focal-gamma", 3, "--focal-alpha", 0.5,
+                 "--lambda-focal", 4, "--lambda-dice", 5, "--ignore-index", 254), weights)
+    np.testing.assert_array_equal(loss.weight, [0.5, 1.5])
+    assert (loss.name, loss.gamma, loss.lambda_focal, loss.lambda_dice, loss.ignore_index) == (
+        "combined", 3, 4, 5, 254)
+    only_alpha = train.build_criterion(settings("--loss", "focal", "--focal-alpha", 0.5), None)
+    assert only_alpha.weight == 0.5
+    smooth = train.build_criterion(settings("--label-smoothing", 0.1, "--focal-alpha", 9), weights)
+    assert smooth.label_smoothing == 0.1
+    np.testing.assert_array_equal(smooth.weight, weights)
+
+
+def test_the_model_and_the_batches_get_their_flags(tiny_folder, tmp_path, monkeypatch):
+    seen = {}
+
+    def look(self):
+        seen.update(trainer=self, first=next(iter(self.train_loader.batches(1))))
+        return True
+
+    monkeypatch.setattr(train.Trainer, "fit", look)
+    names = []
+    for seed in (3, 4):
+        assert tiny_run(tiny_folder, tmp_path / f"{seed}", "--seed", seed, "--image-size", 16, 24,
+                        "--batch-norm-momentum", 0.3, "--epochs", 1) == 0
+        weight = seen["trainer"].model.classifier.params["weight"]
+        np.testing.assert_array_equal(
+            weight, build_model("mini", 3, seed=seed).classifier.params["weight"])
+        names.append(seen["first"].names)
+    assert seen["trainer"].model.aspp.project.norm.momentum == 0.3
+    assert seen["first"].images.shape == (4, 16, 24, 3)
+    assert names[0] != names[1] and names[0] != ("0", "1", "2", "3")  # shuffled, by the seed
+    # Validation: pictures at the training size, masks at their own.
+    batch = next(iter(seen["trainer"].val_loader.batches()))
+    assert batch.images.shape[1:3] == (16, 24) and batch.target.shape[1:] == (32, 48)
+
+
+def test_masks_of_several_sizes_are_validated_at_the_training_size(tiny_folder, tmp_path):
+    for kind in ("images", "masks"):
+        path = tiny_folder / "val" / kind / "0.png"
+        with Image.open(path) as picture:
+            picture.resize((64, 40), Image.Resampling.NEAREST).save(path)
+    assert tiny_run(tiny_folder, tmp_path / "run") == 0
+    assert tomllib.loads((tmp_path / "run" / "config.toml").read_text())["image_size"] == [32, 48]
+
+
+def test_the_pictures_show_the_best_weights(tiny_folder, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(train, "predict_batch", lambda model, images, size: (
+        shown.append(model.classifier.params["weight"].copy()), np.zeros((1, *size), np.uint8))[1])
+    fit = train.Trainer.fit
+
+    def fit_and_spoil(self):
+        finished = fit(self)
+        self.model.classifier.params["weight"][...] = 7
+        return finished
+
+    monkeypatch.setattr(train.Trainer, "fit", fit_and_spoil)
+    assert tiny_run(tiny_folder, tmp_path / "run") == 0
+    best = read_checkpoint(tmp_path / "run" / "best.npz").parameters["classifier.weight"]
+    assert len(shown) == 4
+    np.testing.assert_array_equal(shown[0], best)
+
+
+def test_a_full_disk_is_one_line_and_spoils_no_file(tiny_folder, tmp_path, monkeypatch, capsys):
+    out, synced = tmp_path / "run", []
+
+    def fsync(number):
+        synced.append(number)
+        if len(synced) > 4:  # after config, weights, and both checkpoints of the first epoch
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    assert tiny_run(tiny_folder, out) == 2
+    error = capsys.readouterr().err.strip()
+    assert error.startswith("error: cannot write") and "No space left" in error
+    assert "\n" not in error
+    assert read_checkpoint(out / "last.npz").meta["epoch"] == 1
+    assert len(read_log(out / "log.jsonl")) == 1
+    assert not [name for name in os.listdir(out) if name.endswith(".tmp")]
+
+
+def test_a_gpu_that_is_asked_for_and_missing_is_named(capsys):
+    assert run("--device", "cuda") == 2
+    assert "--device cuda" in capsys.readouterr().err
+
+
+def test_names_in_any_script_are_fine(tiny_folder, tmp_path):
+    (tiny_folder / "classes.txt").write_text("sol\nma\u00eetre\n\u5e8a\n", encoding="utf-8")
+    for path in sorted(tiny_folder.glob("*/*/0.png")):
+        path.rename(path.with_name("a plan \u5e8a.png"))
+    result = subprocess.run(
+        [sys.executable, "-m", "minisegnet.train", "--data", tiny_folder, "--epochs", "1",
+         "--batch-size", "4", "--output-dir", tmp_path / "a run"],
+        capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "\\u5e8a" in result.stdout
 
 
 def test_a_run_is_never_written_over(tiny_folder, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """Pictures and masks in files: reading them, and saying in one line what is wrong with one."""
 
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -10,6 +11,9 @@ from minisegnet.datasets.sample import Sample, labels_in
 from minisegnet.errors import UserError
 from minisegnet.imbalance.weighting import ClassStatistics
 
+# Pillow warns of pictures above 90 million pixels, and refuses them above 180 million.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _VALUES_SHOWN = 8
 
@@ -19,7 +23,9 @@ def list_files(folder, suffixes=IMAGE_SUFFIXES):
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"there is no folder {folder}; check the path given to --data")
-    paths = sorted(p for p in folder.iterdir() if p.suffix.lower() in suffixes)
+    # Hidden files are no pictures: macOS leaves a "._name.png" beside each it copies.
+    paths = sorted(p for p in folder.iterdir()
+                   if p.suffix.lower() in suffixes and not p.name.startswith("."))
     if not paths:
         raise UserError(f"folder {folder} holds no {' or '.join(suffixes)} files; fill it")
     found = {}
@@ -46,9 +52,14 @@ def pair_by_stem(image_folder, mask_folder):
 
 
 def read_image(path):
-    """Return the picture at `path` as (H, W, 3) uint8 RGB; UserError if it cannot be decoded."""
-    with _open(path) as picture:
-        return np.asarray(_decoded(path, lambda: picture.convert("RGB")))
+    """Return the picture at `path` as (H, W, 3) uint8 RGB, without its transparency.
+
+    Raises UserError if it cannot be decoded, or is a grey one of 16 bits.
+    """
+    with _open_image(path) as picture:
+        # By way of RGBA, without which Pillow warns of a palette with transparent colours.
+        mode = "RGBA" if "transparency" in picture.info else "RGB"
+        return np.asarray(_decoded(path, lambda: picture.convert(mode).convert("RGB")))
 
 
 def read_mask(path):
@@ -72,12 +83,21 @@ def read_mask(path):
     return mask.astype(np.uint8)
 
 
+def _open_image(path):
+    picture = _open(path)
+    if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        picture.close()
+        raise UserError(f"image {path} has more than 8 bits a channel (mode {picture.mode}), "
+                        "which would be cut off; save it with 8")
+    return picture
+
+
 def _open(path):
     try:
         return Image.open(path)
     except FileNotFoundError:
         raise UserError(f"{path} has gone; restore it or remove its partner") from None
-    except (OSError, SyntaxError, ValueError) as error:
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise _unreadable(path, error) from None
 
 
@@ -167,7 +187,7 @@ class PairedFiles:
         """Return the mask of a pair after decoding both files and comparing their sizes."""
         image_path, mask_path = pair
         mask = self._read_labels(mask_path)
-        with _open(image_path) as picture:
+        with _open_image(image_path) as picture:
             size = picture.size
             # A JPEG decoded at an eighth of its size still reads every byte, much faster.
             picture.draft(None, (size[0] // 8, size[1] // 8))

@@ -69,15 +69,26 @@ def _drawn_split(pairs, split, val_share, seed, root):
     return [pairs[i] for i in sorted(chosen)]
 
 
+def _text(path):
+    try:
+        return Path(path).read_text("utf-8-sig")  # with or without Notepad's mark in front
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
 def read_classes(path):
     """Return the class names in the file `path` and their mask values (None: 0, 1, 2, ...)."""
-    lines = [line.strip() for line in Path(path).read_text("utf-8").splitlines()]
+    lines = [line.strip() for line in _text(path).splitlines()]
     lines = [line for line in lines if line]
     if not 2 <= len(lines) <= 255:
         raise UserError(f"{path} names {len(lines)} classes; write 2 to 255, one a line")
+    if len(set(lines)) < len(lines):
+        raise UserError(f"{path} names a class twice; give each its own name")
     numbered = [re.fullmatch(r"(\d+)\s+(.+)", line) for line in lines]
-    if not all(numbered):
+    if not any(numbered):
         return lines, None
+    if not all(numbered):
+        raise UserError(f"{path} gives mask values for some classes only; give all or none")
     values = [int(match[1]) for match in numbered]
     if max(values) > 255 or len(set(values)) < len(values):
         raise UserError(f"{path} repeats a mask value or has one above 255; correct it")

@@ -26,6 +26,7 @@ from minisegnet.losses._softmax import (
     warn_once,
     with_ignored,
 )
+from minisegnet.ops._checks import choose
 
 
 class CrossEntropyCache(NamedTuple):
@@ -54,8 +55,8 @@ def cross_entropy_forward(logits, target, *, weight=None, ignore_index=255, labe
     """
     labels = check_inputs(logits, target, ignore_index)
     terms = cross_entropy_terms(labels.counts, weight, label_smoothing, logits.dtype)
-    forward = {"loops": cross_entropy_forward_loops,
-               "numpy": cross_entropy_forward_numpy}[implementation]
+    forward = choose(implementation, loops=cross_entropy_forward_loops,
+                     numpy=cross_entropy_forward_numpy)
     loss, dlogits = forward(logits, labels.index, terms)
     return logits.dtype.type(loss), CrossEntropyCache(dlogits)
 

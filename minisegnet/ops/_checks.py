@@ -17,3 +17,10 @@ def check_upstream(op, dout, expected):
     if dout.shape != tuple(expected):
         raise ValueError(f"{op} backward takes dout of the output's shape {tuple(expected)}, "
                          f"not {dout.shape}")
+
+
+def choose(implementation, **choices):
+    """Return the choice of that name; ValueError names all there are."""
+    if implementation not in choices:
+        raise ValueError(f"implementation {implementation!r} is not one of {', '.join(choices)}")
+    return choices[implementation]

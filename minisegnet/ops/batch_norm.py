@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
-from minisegnet.ops._checks import check_dtype, check_upstream
+from minisegnet.ops._checks import check_dtype, check_upstream, choose
 from minisegnet.parallel import parallel_map, row_blocks
 
 
@@ -48,7 +48,7 @@ def batch_norm_forward(x, weight, bias, running_mean, running_var, *, training, 
         raise ValueError(f"batch_norm in training needs more than one value per channel, and got "
                          f"an input of shape {x.shape}; use a batch of at least 2, a larger "
                          f"image, or eval()")
-    statistics, normalize, _ = _IMPLEMENTATIONS[implementation]
+    statistics, normalize, _ = choose(implementation, **_IMPLEMENTATIONS)
     if training:
         mean, var = statistics(x)
         running_mean = ((1 - momentum) * running_mean + momentum * mean).astype(x.dtype)
@@ -69,7 +69,7 @@ def batch_norm_backward(dout, cache, *, implementation="numpy"):
         dx = weight * inv_std * (dout - mean(dout) - xhat * mean(dout * xhat))
     """
     check_upstream("batch_norm", dout, cache.x.shape)
-    return _IMPLEMENTATIONS[implementation][2](dout, cache)
+    return choose(implementation, **_IMPLEMENTATIONS)[2](dout, cache)
 
 
 # ---------------------------------------------------------------- the definition

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
-from minisegnet.ops._checks import check_dtype, check_upstream
+from minisegnet.ops._checks import check_dtype, check_upstream, choose
 from minisegnet.ops._windows import check_window, output_size, valid_taps
 from minisegnet.parallel import matmul
 
@@ -46,7 +46,7 @@ def conv2d_forward(x, weight, bias=None, *, stride=1, padding=0, dilation=1,
     if bias is not None and bias.shape != weight.shape[3:]:
         raise ValueError(f"conv2d bias must be (OC,) = {weight.shape[3:]}, not {bias.shape}")
     check_dtype("conv2d", x, weight, *(() if bias is None else (bias,)))
-    forward = {"loops": conv2d_forward_loops, "numpy": conv2d_forward_numpy}[implementation]
+    forward = choose(implementation, loops=conv2d_forward_loops, numpy=conv2d_forward_numpy)
     out = forward(x, weight, stride, padding, dilation)
     if bias is not None:
         out += bias
@@ -61,7 +61,7 @@ def conv2d_backward(dout, cache, *, input_gradient=True, implementation="numpy")
     """
     expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding, cache.dilation)
     check_upstream("conv2d", dout, expected)
-    backward = {"loops": conv2d_backward_loops, "numpy": conv2d_backward_numpy}[implementation]
+    backward = choose(implementation, loops=conv2d_backward_loops, numpy=conv2d_backward_numpy)
     dx, dweight = backward(dout, cache, input_gradient)
     # dbias = sum of dout over every pixel
     dbias = dout.sum(axis=(0, 1, 2)) if cache.has_bias else None

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
-from minisegnet.ops._checks import check_dtype, check_upstream
+from minisegnet.ops._checks import check_dtype, check_upstream, choose
 from minisegnet.ops._windows import check_window, output_size, valid_taps
 from minisegnet.parallel import parallel_map
 
@@ -42,8 +42,8 @@ def depthwise_conv2d_forward(x, weight, *, stride=1, padding=0, dilation=1,
         raise ValueError(f"depthwise_conv2d takes x (N, H, W, C) and weight (KH, KW, C) with the "
                          f"same C, not {x.shape} and {weight.shape}")
     check_dtype("depthwise_conv2d", x, weight)
-    forward = {"loops": depthwise_conv2d_forward_loops,
-               "numpy": depthwise_conv2d_forward_numpy}[implementation]
+    forward = choose(implementation, loops=depthwise_conv2d_forward_loops,
+                     numpy=depthwise_conv2d_forward_numpy)
     return (forward(x, weight, stride, padding, dilation),
             DepthwiseConv2dCache(x, weight, stride, padding, dilation))
 
@@ -52,8 +52,8 @@ def depthwise_conv2d_backward(dout, cache, *, implementation="numpy"):
     """Return `(dx, dweight)` for `dout` (N, OH, OW, C)."""
     expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding, cache.dilation)
     check_upstream("depthwise_conv2d", dout, expected)
-    backward = {"loops": depthwise_conv2d_backward_loops,
-                "numpy": depthwise_conv2d_backward_numpy}[implementation]
+    backward = choose(implementation, loops=depthwise_conv2d_backward_loops,
+                      numpy=depthwise_conv2d_backward_numpy)
     return backward(dout, cache)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
-from minisegnet.ops._checks import check_dtype, check_upstream
+from minisegnet.ops._checks import check_dtype, check_upstream, choose
 from minisegnet.ops._windows import check_window, output_size, valid_taps
 
 NO_WINNER = -1  # before a window has seen its first pixel, which may be -inf
@@ -51,8 +51,8 @@ def max_pool2d_forward(x, kernel_size, *, stride=None, padding=0, implementation
         raise ValueError(f"max_pool2d takes x (N, H, W, C) and padding <= kernel_size / 2, not "
                          f"{x.shape} and padding {padding} for kernel_size {kernel_size}")
     check_dtype("max_pool2d", x)
-    forward = {"loops": max_pool2d_forward_loops,
-               "numpy": max_pool2d_forward_numpy}[implementation]
+    forward = choose(implementation, loops=max_pool2d_forward_loops,
+                     numpy=max_pool2d_forward_numpy)
     out, winner = forward(x, kernel_size, stride, padding)
     return out, MaxPool2dCache(x.shape, winner, kernel_size, stride, padding)
 
@@ -60,8 +60,8 @@ def max_pool2d_forward(x, kernel_size, *, stride=None, padding=0, implementation
 def max_pool2d_backward(dout, cache, *, implementation="numpy"):
     """dx: each output's gradient goes to the one pixel that was its maximum."""
     check_upstream("max_pool2d", dout, cache.winner.shape)
-    backward = {"loops": max_pool2d_backward_loops,
-                "numpy": max_pool2d_backward_numpy}[implementation]
+    backward = choose(implementation, loops=max_pool2d_backward_loops,
+                      numpy=max_pool2d_backward_numpy)
     return backward(dout, cache)
 
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
+from minisegnet.ops._checks import choose
 from minisegnet.parallel import BLOCK_BYTES, parallel_map
 
 
@@ -85,8 +86,8 @@ def upsample_bilinear_forward(x, size, *, implementation="numpy"):
     out_size = tuple(int(length) for length in size)
     if len(out_size) != 2 or min(out_size) < 1:
         raise ValueError(f"size is {size}; expected (height, width), both at least 1")
-    forward = {"loops": upsample_bilinear_forward_loops,
-               "numpy": upsample_bilinear_forward_numpy}[implementation]
+    forward = choose(implementation, loops=upsample_bilinear_forward_loops,
+                     numpy=upsample_bilinear_forward_numpy)
     return forward(x, out_size), UpsampleBilinearCache(x.shape[1:3], out_size)
 
 
@@ -95,8 +96,8 @@ def upsample_bilinear_backward(dout, cache, *, implementation="numpy"):
     if dout.ndim != 4 or dout.shape[1:3] != cache.out_size:
         raise ValueError(f"dout has shape {dout.shape}; expected (N, OH, OW, C) with "
                          f"(OH, OW) = {cache.out_size}")
-    backward = {"loops": upsample_bilinear_backward_loops,
-                "numpy": upsample_bilinear_backward_numpy}[implementation]
+    backward = choose(implementation, loops=upsample_bilinear_backward_loops,
+                      numpy=upsample_bilinear_backward_numpy)
     return backward(dout, cache.in_size)
 
 

@@ -7,7 +7,7 @@
 
 import json
 import os
-import zipfile
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,15 +27,33 @@ class Checkpoint(NamedTuple):
     meta: dict
 
 
+@contextmanager
+def writing(path):
+    """Turn an OSError of the block (disk full, folder gone) into a UserError that names `path`."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {path} ({error.strerror or error}); make room, or give "
+                        f"another --output-dir") from error
+
+
 def write_atomically(path, write):
-    """Call `write(file)` on a temporary file beside `path`, then move it there in one step."""
+    """Call `write(file)` on a temporary file beside `path`, then move it there in one step.
+
+    Raises UserError if that fails; nothing is left behind, and an older `path` stays as it was.
+    """
     path = Path(path)
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
-        write(file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with writing(path):
+            with open(temporary, "wb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def save_checkpoint(path, model, *, optimizer=None, meta):
@@ -58,12 +76,12 @@ def read_checkpoint(path):
     groups = {"param": {}, "buffer": {}, "optimizer": {}}
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            meta = json.loads(str(arrays["meta"]))
+            meta = dict(json.loads(str(arrays["meta"])))
             for key in arrays.files:
                 kind, _, name = key.partition("/")
                 if kind in groups:
                     groups[kind][name] = arrays[key]
-    except (OSError, ValueError, KeyError, EOFError, TypeError, zipfile.BadZipFile) as error:
+    except Exception as error:  # a damaged archive can make zipfile and NumPy raise anything
         raise UserError(f"{path} is not a checkpoint of minisegnet ({error}); "
                         f"use a last.npz or best.npz of a run folder") from error
     return Checkpoint(path, groups["param"], groups["buffer"], groups["optimizer"], meta)

@@ -5,7 +5,7 @@ import math
 from pathlib import Path
 
 from minisegnet.errors import UserError
-from minisegnet.training.checkpoint import write_atomically
+from minisegnet.training.checkpoint import write_atomically, writing
 
 
 def new_run_folder(path, *, default_name):
@@ -19,10 +19,10 @@ def new_run_folder(path, *, default_name):
             n += 1
         path = f"runs/{default_name}_{n:03d}"
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise UserError(f"{path} is there already and not empty; give a new --output-dir, or "
-                        f"remove it")
     try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            raise UserError(f"{path} is there already and not empty; give a new --output-dir, or "
+                            f"remove it")
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make the folder {path} ({error.strerror}); give another "
@@ -63,9 +63,13 @@ def json_ready(value):
 
 
 def append_json_line(path, record):
-    """Add one line of JSON to a log file."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(json.dumps(json_ready(record)) + "\n")
+    """Add one line of JSON to a log file, the whole line or nothing."""
+    line = (json.dumps(json_ready(record)) + "\n").encode("utf-8")
+    with writing(path), open(path, "ab", buffering=0) as file:
+        size = file.tell()
+        if file.write(line) < len(line):
+            file.truncate(size)
+            raise OSError("disk full")
 
 
 def read_log(path):

@@ -4,6 +4,7 @@ A step is: images -> coarse logits -> loss -> its gradient -> backward -> clip -
 """
 
 import math
+import os
 import signal
 import threading
 import time
@@ -69,6 +70,8 @@ class Trainer:
                 record["seconds"] = round(time.perf_counter() - start, 3)
                 self._report(record)
                 self._keep(record)
+                if self.interrupted and epoch < self.epochs:
+                    return False
         return True
 
     def train_step(self, batch):
@@ -172,7 +175,8 @@ class Trainer:
             if self.interrupted:
                 raise KeyboardInterrupt
             self.interrupted = True
-            tqdm.write("stopping after this step, saving last.npz (once more to stop at once)")
+            # os.write, since a print may have been interrupted in the middle of its work.
+            os.write(2, b"\nstopping soon, saving last.npz (once more to stop at once)\n")
 
         before = {s: signal.signal(s, stop) for s in (signal.SIGINT, signal.SIGTERM)}
         try:

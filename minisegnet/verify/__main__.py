@@ -6,11 +6,11 @@ One table over every op, layer, loss, optimizer, schedule, metric and weight sch
 a formula that torch differentiates ("autograd"), or a plain formula, without torch ("formula").
 """
 
-import argparse
 import importlib.util
 import sys
 from collections import Counter
 
+from minisegnet.cli import ArgumentParser
 from minisegnet.errors import run_command
 from minisegnet.verify import cases_layers, cases_losses, cases_ops, cases_values
 from minisegnet.verify.case import FINITE_DIFFERENCE_LIMIT, REFERENCE_LIMIT, run_case
@@ -23,9 +23,9 @@ COLUMNS = (
 
 def main(argv=None):
     """Print the table; return 1 if anything is over its limit, else 0."""
-    parser = argparse.ArgumentParser(
-        prog="python -m minisegnet.verify", description="verify every number of the package",
-    )
+    parser = ArgumentParser(
+        prog="python -m minisegnet.verify",
+        description="Check every gradient and every other number of the package.")
     parser.add_argument("--no-torch", action="store_true",
                         help="do not compare with torch, even where it is installed")
     parser.add_argument("--quick", action="store_true",
