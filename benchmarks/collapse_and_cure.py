@@ -1,6 +1,6 @@
 """Draw the README's picture from two runs on the floor plans, without and with class weights.
 
-    python -m minisegnet.train --class-weights none --output-dir runs/collapse
+    python -m minisegnet.train --loss ce --class-weights none --output-dir runs/collapse
     python -m minisegnet.train --output-dir runs/cure
     python benchmarks/collapse_and_cure.py runs/collapse runs/cure docs/collapse_and_cure.png
 """

@@ -65,10 +65,10 @@ def main():
         jobs[f"default seed {seed}"] = ["--seed", seed]
         for rate in RATES:
             jobs[f"ce lr x{rate:.2g} seed {seed}"] = [
-                "--seed", seed, "--class-weights", "none", "--lr", rate * defaults.lr]
+                "--seed", seed, "--loss", "ce", "--class-weights", "none", "--lr", rate * defaults.lr]
     for rate in RATES[1:]:
         jobs[f"ce lr x{rate:.2g} seed {arguments.seeds[0]}, 3x budget"] = [
-            "--seed", arguments.seeds[0], "--class-weights", "none", "--lr", rate * defaults.lr,
+            "--seed", arguments.seeds[0], "--loss", "ce", "--class-weights", "none", "--lr", rate * defaults.lr,
             "--epochs", 3 * defaults.epochs]
 
     results = {}

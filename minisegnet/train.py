@@ -1,9 +1,9 @@
 """`python -m minisegnet.train`: train a model on floor plans or real pictures.
 
     python -m minisegnet.train
-    python -m minisegnet.train --class-weights none
+    python -m minisegnet.train --loss ce --class-weights none
     python -m minisegnet.train --data data/CamVid --model deeplab_light --image-size 180 240 \\
-        --augment standard --class-weights enet --epochs 40 --lr 2e-3 --schedule onecycle
+        --augment standard --loss ce --class-weights enet --epochs 40 --lr 2e-3
 """
 
 import json
@@ -66,7 +66,8 @@ def build_parser():
     loss.add_argument("--init-from", metavar="CHECKPOINT", help="start from these weights")
     loss.add_argument("--batch-norm-momentum", type=number(float, above=0, most=1),
                       default=0.1, help="share of the new batch in the running statistics")
-    loss.add_argument("--loss", choices=("ce", "focal", "dice", "combined"), default="ce",
+    loss.add_argument("--loss", choices=("ce", "focal", "dice", "combined"),
+                      default="combined",
                       help="loss to minimise")
     loss.add_argument("--class-weights", default="sqrt", metavar="|".join(SCHEMES) + "|FILE.json",
                       help="weights of ce and dice, alpha of focal")
@@ -81,7 +82,7 @@ def build_parser():
     loss.add_argument("--label-smoothing", type=fraction, default=0.0, help="with ce only")
 
     training = parser.add_argument_group("training")
-    training.add_argument("--epochs", type=positive_int, default=12,
+    training.add_argument("--epochs", type=positive_int, default=8,
                           help="passes over the training set")
     training.add_argument("--batch-size", type=positive_int, default=8,
                           help="images in a step, at least 2")

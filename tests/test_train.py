@@ -249,7 +249,8 @@ def test_the_loss_gets_its_flags():
         "combined", 3, 4, 5, 254)
     only_alpha = train.build_criterion(settings("--loss", "focal", "--focal-alpha", 0.5), None)
     assert only_alpha.weight == 0.5
-    smooth = train.build_criterion(settings("--label-smoothing", 0.1, "--focal-alpha", 9), weights)
+    smooth = train.build_criterion(
+        settings("--loss", "ce", "--label-smoothing", 0.1, "--focal-alpha", 9), weights)
     assert smooth.label_smoothing == 0.1
     np.testing.assert_array_equal(smooth.weight, weights)
 

@@ -35,7 +35,7 @@ _FIXTURES = {
 }
 _FURNITURE = ("table", "wardrobe", "cupboard")  # as large as a fixture, but part of the room
 _SPLITS = {"train": 0, "val": 1, "test": 2}
-_SIZES = {"train": 640, "val": 192, "test": 192}  # plans
+_SIZES = {"train": 640, "val": 256, "test": 256}  # plans
 _MAX_COPIES = 4
 
 
@@ -72,7 +72,7 @@ class Sheet(NamedTuple):
 class FloorPlans:
     """Floor plans drawn on demand and kept in memory: 12 classes, most pixels background.
 
-    `size` is (H, W) in px; `length` the number of plans (default 640 to train, 192 otherwise).
+    `size` is (H, W) in px; `length` the number of plans (default 640 to train, 256 otherwise).
     The imbalance dial:
 
     - `background_share`: share of the picture outside the house, 0.4 to 0.85.
