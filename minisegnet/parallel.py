@@ -7,28 +7,26 @@ the order of the items, so a sum over them does not depend on which thread was f
 
 import os
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextvars import copy_context
 from functools import lru_cache
 
 import numpy as np
 
+from minisegnet import process
 from minisegnet.backend import get_array_module
 
-# Work of one block: about half of a core's second-level cache, so that the temporaries of a few
-# chained operations are still warm when the next one reads them.
-BLOCK_BYTES = 256 * 1024
+# Work of one block: the temporaries of a few chained operations should still be in the cache when
+# the next one reads them. Smaller blocks spend their time handing the GIL back and forth.
+BLOCK_BYTES = 512 * 1024
 
-_worker = threading.local()
+_state = threading.local()
 
 
 @lru_cache(maxsize=1)
 def num_threads():
-    """Number of threads: MINISEGNET_NUM_THREADS, else the processors this process may use.
-
-    Asked for the first time, it also sets NumPy's BLAS to one thread: the others are ours.
-    """
-    _set_blas_to_one_thread()
+    """Number of threads: MINISEGNET_NUM_THREADS, else the processors this process may use."""
+    process.set_up()
     requested = os.environ.get("MINISEGNET_NUM_THREADS", "")
     if requested.isdigit() and int(requested) > 0:
         return int(requested)
@@ -39,38 +37,43 @@ def num_threads():
 
 @lru_cache(maxsize=1)
 def _pool():
-    def mark_as_worker():
-        _worker.busy = True
-
-    return ThreadPoolExecutor(num_threads(), "minisegnet", initializer=mark_as_worker)
+    return ThreadPoolExecutor(num_threads() - 1, "minisegnet")  # the calling thread works too
 
 
-def _set_blas_to_one_thread():
-    """Set NumPy's OpenBLAS to one thread for this process, where threadpoolctl is installed.
-
-    Two layers of threads are worse than one: OpenBLAS threads wait for each other in a spinning
-    loop, and as soon as anything else wants a core, a product of 0.5 ms takes 8 or 16.
-    """
-    try:
-        from threadpoolctl import ThreadpoolController
-    except ImportError:
-        return
-    # torch, where it is loaded too, brings other libraries than OpenBLAS and keeps its threads.
-    ThreadpoolController().select(internal_api="openblas").limit(limits=1)
+# Fewer elementary operations than this, one thread does alone before a second one has woken up.
+WORTH_A_THREAD = 1_000_000
 
 
-def parallel_map(function, items):
-    """Return `[function(item) for item in items]`, computed by threads.
+def parallel_map(function, items, *, work=WORTH_A_THREAD):
+    """Return `[function(item) for item in items]`, each thread working through one share of them.
 
-    Runs inline when there is one thread or one item, or when called from inside a worker
-    (a worker that waited for other workers could wait for ever).
+    `work` is a rough count of the additions or multiplications in all of it. Runs inline when
+    that is too little to share, when there is one thread or one item, or when called from within
+    a share (a worker that waited for other workers could wait for ever).
     """
     items = list(items)
-    if len(items) < 2 or num_threads() == 1 or getattr(_worker, "busy", False):
+    shares = min(num_threads(), len(items)) if work >= WORTH_A_THREAD else 1
+    if shares < 2 or getattr(_state, "in_share", False):
         return [function(item) for item in items]
-    # Each call gets a copy of the caller's context, where NumPy keeps its errstate.
-    calls = [_pool().submit(copy_context().run, function, item) for item in items]
-    return [call.result() for call in calls]
+
+    # One hand-over per thread, not one per item: waking a thread costs as much as 100 kB of work.
+    def work(share):
+        _state.in_share = True
+        try:
+            first, end = (len(items) * k // shares for k in (share, share + 1))
+            return [function(item) for item in items[first:end]]
+        finally:
+            _state.in_share = False
+
+    # Each worker gets a copy of the caller's context, where NumPy keeps its errstate.
+    others = [_pool().submit(copy_context().run, work, k) for k in range(1, shares)]
+    try:
+        results = work(0)
+    finally:
+        wait(others)  # nobody may still write into the arrays when this call is over
+    for other in others:
+        results += other.result()
+    return results
 
 
 def row_blocks(rows, bytes_per_row):
@@ -79,14 +82,12 @@ def row_blocks(rows, bytes_per_row):
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-MATMUL_THREADS_FROM = 1_000_000  # multiply-adds; below, handing out the work costs more than it
-
-
 def matmul(a, b):
     """Return a (P, Q) @ b (Q, R), the longer side of the result cut into one piece per thread."""
     P, Q = a.shape
     R = b.shape[1]
-    if get_array_module(a) is not np or num_threads() == 1 or P * Q * R < MATMUL_THREADS_FROM:
+    if get_array_module(a) is not np or num_threads() == 1 or P * Q * R < 8 * WORTH_A_THREAD:
+        # BLAS does about eight multiply-adds in the time of one elementwise operation.
         return a @ b
     out = np.empty((P, R), np.result_type(a, b))
     length = max(P, R)

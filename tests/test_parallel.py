@@ -46,6 +46,29 @@ def test_work_is_spread_over_threads_where_there_are_several(threads):
     assert len(set(names)) == min(threads, 2)
 
 
+def test_little_work_stays_in_the_calling_thread(threads):
+    names = parallel.parallel_map(lambda _: threading.current_thread().name, range(4),
+                                  work=parallel.WORTH_A_THREAD - 1)
+    assert set(names) == {threading.current_thread().name}
+
+
+def test_nobody_works_on_after_an_error(threads):
+    finished = []
+
+    def work(i):
+        if i == 0:
+            raise ZeroDivisionError
+        time.sleep(0.02)
+        finished.append(i)
+
+    with pytest.raises(ZeroDivisionError):
+        parallel.parallel_map(work, range(3))
+    count = len(finished)
+    time.sleep(0.05)
+    assert len(finished) == count
+    assert parallel.parallel_map(abs, [-1, -2, -3]) == [1, 2, 3]  # and the next call is shared
+
+
 def test_a_worker_may_map_again(threads):
     def inner(i):
         return sum(parallel.parallel_map(lambda j: i * j, range(10)))
@@ -75,7 +98,7 @@ def test_an_error_in_a_worker_reaches_the_caller(threads):
 @pytest.mark.parametrize("P, Q, R", [(7, 3, 2), (2, 3, 7), (1, 4, 1), (5, 0, 3), (64, 32, 64)])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_a_cut_matrix_product_is_the_whole_one(threads, rng, monkeypatch, P, Q, R, dtype):
-    monkeypatch.setattr(parallel, "MATMUL_THREADS_FROM", 0)
+    monkeypatch.setattr(parallel, "WORTH_A_THREAD", 0)
     a, b = frozen(rng.standard_normal((P, Q)), rng.standard_normal((Q, R)))
     a, b = a.astype(dtype), b.astype(dtype)
     for left, right in ((a, b), (np.asfortranarray(a), b.T.copy().T)):
@@ -94,7 +117,7 @@ def test_a_product_is_cut_along_its_longer_side_into_a_piece_per_thread(monkeypa
     def matmul(a, b, out):
         shapes.append(out.shape)
 
-    monkeypatch.setattr(parallel, "MATMUL_THREADS_FROM", 0)
+    monkeypatch.setattr(parallel, "WORTH_A_THREAD", 0)
     monkeypatch.setattr(parallel, "num_threads", lambda: 3)
     monkeypatch.setattr(parallel, "parallel_map", spy)
     monkeypatch.setattr(np, "matmul", matmul)

@@ -33,7 +33,7 @@ def _blockwise(function, *arrays):
     def apply(block):
         flat_out[block] = function(*(array[block] for array in flat))
 
-    parallel_map(apply, row_blocks(out.size, out.itemsize))
+    parallel_map(apply, row_blocks(out.size, out.itemsize), work=2 * out.size)
     return out
 
 

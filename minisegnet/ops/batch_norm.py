@@ -127,7 +127,7 @@ def _statistics_numpy(x):
     # Two passes: the mean first, then the squares of what is left. E[x^2] - mean^2 in one pass
     # would lose every digit where the mean is large against the deviation.
     n = N * H * W
-    mean = _per_channel(parallel_map(lambda b: rows[b].sum(axis=0), blocks), C) / n
+    mean = _per_channel(parallel_map(lambda b: rows[b].sum(axis=0), blocks, work=x.size), C) / n
     mean_row = get_array_module(x).tile(mean, W)
 
     def squares(block):
@@ -135,7 +135,7 @@ def _statistics_numpy(x):
         centred *= centred
         return centred.sum(axis=0)
 
-    return mean, _per_channel(parallel_map(squares, blocks), C) / n
+    return mean, _per_channel(parallel_map(squares, blocks, work=3 * x.size), C) / n
 
 
 def _normalize_numpy(x, mean, scale, bias):
@@ -151,7 +151,7 @@ def _normalize_numpy(x, mean, scale, bias):
         o *= scale_row
         o += bias_row
 
-    parallel_map(normalize, row_blocks(len(rows), rows.itemsize * rows.shape[1]))
+    parallel_map(normalize, row_blocks(len(rows), rows.itemsize * rows.shape[1]), work=3 * x.size)
     return out
 
 
@@ -168,7 +168,7 @@ def _backward_numpy(dout, cache):
         centred *= dout_rows[block]
         return dout_rows[block].sum(axis=0), centred.sum(axis=0)
 
-    partial = parallel_map(sums, blocks)
+    partial = parallel_map(sums, blocks, work=4 * x.size)
     dbias = _per_channel([d for d, _ in partial], C)
     dweight = _per_channel([c for _, c in partial], C) * inv_std
 
@@ -192,7 +192,7 @@ def _backward_numpy(dout, cache):
         else:
             xp.multiply(dout_rows[block], scale_row, out=d)
 
-    parallel_map(input_gradient, blocks)
+    parallel_map(input_gradient, blocks, work=5 * x.size)
     return dx, dweight, dbias
 
 

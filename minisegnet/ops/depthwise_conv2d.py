@@ -121,7 +121,7 @@ def depthwise_conv2d_forward_numpy(x, weight, stride, padding, dilation):
             for tap in valid_taps(x.shape, shape, (KH, KW), stride, padding, dilation):
                 out[n][tap.out[1:]] += x[n][tap.x[1:]] * weight[tap.kh, tap.kw]
 
-    parallel_map(forward_image, range(N))
+    parallel_map(forward_image, range(N), work=out.size * KH * KW)
     return out
 
 
@@ -155,7 +155,7 @@ def depthwise_conv2d_backward_numpy(dout, cache):
             return dweight
 
     # Summed in the order of the images, whichever thread was first.
-    return dx, sum(parallel_map(backward_image, range(N)))
+    return dx, sum(parallel_map(backward_image, range(N), work=dout.size * KH * KW))
 
 
 def _tile(xp, weight, width):

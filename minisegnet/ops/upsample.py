@@ -157,7 +157,7 @@ def upsample_bilinear_forward_numpy(x, out_size):
         for rows, sources, block in bands:
             xp.matmul(block, wide[sources], out=out_n[rows])
 
-    parallel_map(resize, range(N))
+    parallel_map(resize, range(N), work=out.size)
     return out
 
 
@@ -179,5 +179,5 @@ def upsample_bilinear_backward_numpy(dout, in_size):
             dwide[sources] += xp.matmul(block_transposed, dout_n[rows])  # dwide = Wy^T @ dout
         xp.matmul(wx_transposed, dwide.reshape(H, OW, C), out=dx[n])  # dx = Wx^T @ dwide
 
-    parallel_map(resize_transposed, range(N))
+    parallel_map(resize_transposed, range(N), work=dout.size)
     return dx
