@@ -1,5 +1,5 @@
 # Two commands for a fresh machine:
-#   make train   makes .venv, installs the package, trains on generated floor plans (two minutes)
+#   make train   makes .venv, installs the package, trains on generated floor plans (about a minute)
 #   make test    the same for the tests, with torch as the oracle
 # Windows and Colab: the plain pip lines are in README.md.
 

@@ -35,7 +35,7 @@ def main():
     samples = [plans[i] for i in chosen]
     predicted, iou = {}, {}
     for title, folder in (("plain cross-entropy", arguments.collapse),
-                          ("weighted", arguments.cure)):
+                          ("focal + dice, weighted", arguments.cure)):
         model = build_model("mini", plans.num_classes)
         load_weights(model, read_checkpoint(folder / "last.npz"))
         predicted[title] = [predict_batch(model, normalize(s.image)[None], s.mask.shape)[0]

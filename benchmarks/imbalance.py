@@ -23,6 +23,7 @@ from minisegnet import train
 from minisegnet.datasets import FloorPlans
 from minisegnet.training.run_folder import read_log
 
+PLAIN = ("--loss", "ce", "--class-weights", "none")
 RATES = (1 / 3, 1, 3)  # of the default learning rate
 RESULTS = Path(__file__).parent / "results" / "imbalance.json"
 
@@ -65,10 +66,10 @@ def main():
         jobs[f"default seed {seed}"] = ["--seed", seed]
         for rate in RATES:
             jobs[f"ce lr x{rate:.2g} seed {seed}"] = [
-                "--seed", seed, "--loss", "ce", "--class-weights", "none", "--lr", rate * defaults.lr]
+                "--seed", seed, *PLAIN, "--lr", rate * defaults.lr]
     for rate in RATES[1:]:
         jobs[f"ce lr x{rate:.2g} seed {arguments.seeds[0]}, 3x budget"] = [
-            "--seed", arguments.seeds[0], "--loss", "ce", "--class-weights", "none", "--lr", rate * defaults.lr,
+            "--seed", arguments.seeds[0], *PLAIN, "--lr", rate * defaults.lr,
             "--epochs", 3 * defaults.epochs]
 
     results = {}

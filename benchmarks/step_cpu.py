@@ -50,9 +50,10 @@ def interleaved(functions, repeats):
 
 
 def compare(functions, repeats):
-    """Time (ours, torch's); return medians, fastest times and the ratio of the medians.
+    """Time (ours, torch's); return medians, fastest times and the median of the ratios.
 
-    The ratio is also taken round by round: its spread shows how far to trust it.
+    A ratio is taken round by round, so that both saw the same moment; its spread shows how far to
+    trust it.
     """
     ours, theirs = interleaved(functions, repeats)
     ratios = [a / b for a, b in zip(ours, theirs)]
@@ -60,7 +61,7 @@ def compare(functions, repeats):
     return {
         "ours_ms": 1e3 * statistics.median(ours), "torch_ms": 1e3 * statistics.median(theirs),
         "ours_fastest_ms": 1e3 * min(ours), "torch_fastest_ms": 1e3 * min(theirs),
-        "ratio": statistics.median(ours) / statistics.median(theirs),
+        "ratio": statistics.median(ratios),
         "ratio_quartiles": [low, high],
     }
 

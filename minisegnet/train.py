@@ -39,7 +39,7 @@ MAX_WEIGHT = 1e6  # of a class, in a file
 
 
 def build_parser():
-    """Return the parser of all flags; the defaults train `mini` on floor plans in two minutes."""
+    """Return the parser of all flags; the defaults train `mini` on floor plans in a minute."""
     parser = ArgumentParser(
         prog="python -m minisegnet.train",
         description="Train a segmentation model and leave curves, pictures and checkpoints.")
