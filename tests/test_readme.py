@@ -30,6 +30,6 @@ def test_every_link_leads_somewhere(name):
 
 
 def test_every_path_on_the_map_exists():
-    table = README[README.index("## A map"):]
+    table = README[README.index("## A map"):README.index("A taste of it")]
     for path in re.findall(r"^\| `([\w/.]+)`", table, re.MULTILINE):
         assert (ROOT / path).exists(), path
