@@ -280,7 +280,7 @@ def main(argv=None):
         raise UserError(f"--ignore-index {settings.ignore_index} is a class "
                         f"({names[settings.ignore_index]}); use {K} to 255")
     statistics = train_set.check()
-    val_set.check()
+    val_statistics = val_set.check()
     size = settings.image_size = settings.image_size or list(train_set[0].mask.shape)
     if len(train_set) < settings.batch_size:
         raise UserError(f"--batch-size {settings.batch_size} is larger than the training set of "
@@ -326,7 +326,7 @@ def main(argv=None):
           f"{size[0]}x{size[1]}; {names[int(statistics.pixels.argmax())]} is {share:.1%} of the "
           f"pixels\nrun folder: {folder}", flush=True)
     finished = trainer.fit()
-    _draw(folder, names, model, val_set, val_loader.transform)
+    _draw(folder, names, model, val_set, val_loader.transform, val_statistics)
     if not finished:
         print(f"stopped early; the state is in {folder / 'last.npz'}")
         return 130
@@ -335,20 +335,27 @@ def main(argv=None):
     return 0
 
 
-def _draw(folder, names, model, val_set, transform):
+def _draw(folder, names, model, val_set, transform, statistics):
     """Write curves.png from the log, and predictions.png from the best weights."""
     if (folder / "log.jsonl").exists():
         plots.save(plots.curves(run_folder.read_log(folder / "log.jsonl"), names),
                    folder / "curves.png")
     if (folder / "best.npz").exists():
         load_weights(model, read_checkpoint(folder / "best.npz"))
-        chosen = np.linspace(0, len(val_set) - 1, min(5, len(val_set))).astype(int)
-        samples = [transform(val_set[int(i)], None) for i in chosen]
+        samples = [transform(val_set[i], None) for i in _worth_showing(statistics)]
         predictions = [predict_batch(model, normalize(s.image)[None], s.mask.shape)[0]
                        for s in samples]
         figure = plots.predictions(samples, predictions, names, val_set.palette,
                                    val_set.ignore_index)
         plots.save(figure, folder / "predictions.png")
+
+
+def _worth_showing(statistics, count=5):
+    """Return indices of up to `count` images: the first with each class, rarest class first."""
+    rarest_first = statistics.first_image[np.argsort(statistics.pixels, kind="stable")]
+    chosen = list(dict.fromkeys(int(i) for i in rarest_first if i >= 0))
+    evenly = np.linspace(0, statistics.num_images - 1, count).astype(int).tolist()
+    return list(dict.fromkeys(chosen + evenly))[:count]
 
 
 if __name__ == "__main__":

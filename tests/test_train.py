@@ -16,6 +16,7 @@ from PIL import Image
 from minisegnet import optim, train
 from minisegnet.cli import non_negative_float, positive_int
 from minisegnet.errors import run_command
+from minisegnet.imbalance.weighting import ClassStatistics
 from minisegnet.models import build_model
 from minisegnet.training.checkpoint import read_checkpoint
 from minisegnet.training.run_folder import read_log
@@ -382,3 +383,11 @@ def test_number_types_name_the_bound():
     for kind, text in ((positive_int, "0"), (positive_int, "1.5"), (non_negative_float, "inf")):
         with pytest.raises(Exception, match=text):
             kind(text)
+
+
+def test_the_pictures_show_the_rarest_classes_first():
+    masks = [np.full((4, 4), c, np.uint8) for c in (0, 0, 1, 0, 0, 2, 0)]
+    masks[3][0] = 3  # the rarest of all
+    statistics = ClassStatistics.from_masks(masks, 5)
+    assert train._worth_showing(statistics) == [3, 2, 5, 0, 1]
+    assert train._worth_showing(ClassStatistics.from_masks(masks[:2], 5)) == [0, 1]

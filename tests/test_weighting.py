@@ -143,3 +143,8 @@ def test_labels_out_of_range_are_refused_with_the_mask_and_the_values():
 def test_masks_of_floats_are_refused():
     with pytest.raises(TypeError, match="mask 0 has dtype float64"):
         ClassStatistics.from_masks([np.zeros((2, 2))], num_classes=3)
+
+
+def test_statistics_know_the_first_image_of_each_class():
+    masks = [np.array([[0, 255]]), np.array([[2, 0]]), np.array([[2, 2]])]
+    assert ClassStatistics.from_masks(masks, 4).first_image.tolist() == [0, -1, 1, -1]

@@ -19,12 +19,14 @@ class ClassStatistics:
     image_pixels  (K,) valid pixels of the images that contain the class, whatever their class
     images        (K,) images that contain the class
     num_images    how many masks there were
+    first_image   (K,) index of the first image that contains the class, -1 if none does
     """
 
     pixels: np.ndarray
     image_pixels: np.ndarray
     images: np.ndarray
     num_images: int
+    first_image: np.ndarray | None = None
 
     @classmethod
     def from_masks(cls, masks, num_classes, ignore_index=255):
@@ -35,6 +37,7 @@ class ClassStatistics:
         """
         pixels, image_pixels, images = np.zeros((3, num_classes), dtype=np.int64)
         num_images = 0
+        first_image = np.full(num_classes, -1)
         for mask in masks:
             mask = np.asarray(mask)
             if not np.issubdtype(mask.dtype, np.integer):
@@ -50,8 +53,9 @@ class ClassStatistics:
             pixels += counts
             image_pixels += np.where(counts > 0, labels.size, 0)
             images += counts > 0
+            first_image[(counts > 0) & (first_image < 0)] = num_images
             num_images += 1
-        return cls(pixels, image_pixels, images, num_images)
+        return cls(pixels, image_pixels, images, num_images, first_image)
 
     @property
     def frequency(self):
