@@ -13,7 +13,7 @@ import numpy as np
 from minisegnet.backend import get_array_module
 from minisegnet.ops._checks import check_dtype, check_upstream, choose
 from minisegnet.ops._windows import check_window, output_size, valid_taps
-from minisegnet.parallel import matmul
+from minisegnet.parallel import matmul, parallel_map
 
 # Below this many weights per output channel the matrix products of single taps are too thin for
 # BLAS, and gathering all taps into one matrix (im2col) is faster.
@@ -124,10 +124,15 @@ def conv2d_forward_numpy(x, weight, stride, padding, dilation):
         cols = _im2col(x, weight.shape, shape, stride, padding, dilation)
         return matmul(cols, weight.reshape(-1, OC)).reshape(shape)
     out = get_array_module(x).zeros(shape, x.dtype)
-    for tap in valid_taps(x.shape, shape, (KH, KW), stride, padding, dilation):
-        x_tap = x[tap.x]  # (N, rows, cols, C)
-        product = matmul(x_tap.reshape(-1, C), weight[tap.kh, tap.kw])
-        out[tap.out] += product.reshape(*x_tap.shape[:3], OC)
+    taps = valid_taps(x.shape, shape, (KH, KW), stride, padding, dilation)
+
+    def forward_image(n):  # one image at a time: its sums stay in the cache from tap to tap
+        for tap in taps:
+            x_tap = x[n][tap.x[1:]]  # (rows, cols, C)
+            product = matmul(x_tap.reshape(-1, C), weight[tap.kh, tap.kw])
+            out[n][tap.out[1:]] += product.reshape(*x_tap.shape[:2], OC)
+
+    parallel_map(forward_image, range(len(x)), work=out.size * KH * KW * C // 8)
     return out
 
 
@@ -139,16 +144,24 @@ def conv2d_backward_numpy(dout, cache, input_gradient):
     if KH * KW * C <= IM2COL_MAX_WEIGHTS:
         return _im2col_backward(dout, cache, input_gradient)
     xp = get_array_module(x)
-    dx = xp.zeros_like(x) if input_gradient else None
+    taps = valid_taps(x.shape, dout.shape, (KH, KW), stride, padding, dilation)
     dweight = xp.zeros_like(weight)
-    for tap in valid_taps(x.shape, dout.shape, (KH, KW), stride, padding, dilation):
-        x_tap = x[tap.x]
-        dout_tap = dout[tap.out].reshape(-1, OC)  # (pixels, OC)
+    for tap in taps:
         # dweight = x^T dout
-        dweight[tap.kh, tap.kw] = matmul(x_tap.reshape(-1, C).T, dout_tap)
-        if input_gradient:
+        dweight[tap.kh, tap.kw] = matmul(x[tap.x].reshape(-1, C).T,
+                                         dout[tap.out].reshape(-1, OC))
+    if not input_gradient:
+        return None, dweight
+    dx = xp.zeros_like(x)
+
+    def input_gradient_of_image(n):
+        for tap in taps:
+            dout_tap = dout[n][tap.out[1:]]  # (rows, cols, OC)
             # dx = dout weight^T, added where the tap had read
-            dx[tap.x] += matmul(dout_tap, weight[tap.kh, tap.kw].T).reshape(x_tap.shape)
+            product = matmul(dout_tap.reshape(-1, OC), weight[tap.kh, tap.kw].T)
+            dx[n][tap.x[1:]] += product.reshape(*dout_tap.shape[:2], C)
+
+    parallel_map(input_gradient_of_image, range(len(x)), work=dout.size * KH * KW * C // 8)
     return dx, dweight
 
 
