@@ -36,6 +36,7 @@ from minisegnet.training.trainer import Trainer
 
 DEFAULT_LR = {"mini": 5e-2}  # a hundred thousand weights bear larger steps than millions
 MAX_WEIGHT = 1e6  # of a class, in a file
+MAX_SIDE = 8192  # of a picture in training, px
 
 
 def build_parser():
@@ -51,7 +52,7 @@ def build_parser():
                       help="floorplans (generated), or the folder of a data set")
     data.add_argument("--layout", choices=("auto", "camvid", "folder"), default="auto",
                       help="camvid, folder (images and masks), or what the folders look like")
-    data.add_argument("--image-size", type=positive_int, nargs=2, metavar=("H", "W"),
+    data.add_argument("--image-size", type=number(int, least=1, most=MAX_SIDE), nargs=2, metavar=("H", "W"),
                       help="size in training (default: that of the first picture)")
     data.add_argument("--augment", choices=("none", "standard"), default="none",
                       help="standard: flip, scale 0.7 to 1.6, crop, brightness")

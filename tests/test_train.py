@@ -122,6 +122,7 @@ def test_training_starts_from_a_checkpoint(tiny_folder, tmp_path):
 @pytest.mark.parametrize("flags, words", [
     (["--lr", "-1"], ["--lr", "-1", "> 0"]),
     (["--batch-size", "0"], ["--batch-size", "0", ">= 1"]),
+    (["--image-size", "200000", "64"], ["--image-size", "200000", "<= 8192"]),
     (["--batch-size", "1"], ["--batch-size 1", "at least 2"]),
     (["--epochs", "x"], ["--epochs", "whole number"]),
     (["--loss", "hinge"], ["--loss", "hinge"]),
