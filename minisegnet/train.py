@@ -52,7 +52,8 @@ def build_parser():
                       help="floorplans (generated), or the folder of a data set")
     data.add_argument("--layout", choices=("auto", "camvid", "folder"), default="auto",
                       help="camvid, folder (images and masks), or what the folders look like")
-    data.add_argument("--image-size", type=number(int, least=1, most=MAX_SIDE), nargs=2, metavar=("H", "W"),
+    data.add_argument("--image-size", type=number(int, least=1, most=MAX_SIDE), nargs=2,
+                      metavar=("H", "W"),
                       help="size in training (default: that of the first picture)")
     data.add_argument("--augment", choices=("none", "standard"), default="none",
                       help="standard: flip, scale 0.7 to 1.6, crop, brightness")
