@@ -1,7 +1,7 @@
 """Threads for NumPy: map a function over a few large blocks.
 
-NumPy releases the GIL inside an operation, so two threads double the speed of elementwise work,
-but only where the blocks are large: every small call pays for the lock. Results come back in
+NumPy releases the GIL inside an operation, so threads can share elementwise work, but only where
+the blocks are large: every small call pays for the lock. Results come back in
 the order of the items, so a sum over them does not depend on which thread was first.
 """
 
@@ -40,6 +40,11 @@ def _pool():
     return ThreadPoolExecutor(num_threads() - 1, "minisegnet")  # the calling thread works too
 
 
+def _free_threads():
+    """How many threads a call may use: one within a share, where the others have theirs."""
+    return 1 if getattr(_state, "in_share", False) else num_threads()
+
+
 # Fewer elementary operations than this, one thread does alone before a second one has woken up.
 WORTH_A_THREAD = 1_000_000
 
@@ -52,12 +57,12 @@ def parallel_map(function, items, *, work=WORTH_A_THREAD):
     a share (a worker that waited for other workers could wait for ever).
     """
     items = list(items)
-    shares = min(num_threads(), len(items)) if work >= WORTH_A_THREAD else 1
-    if shares < 2 or getattr(_state, "in_share", False):
+    shares = min(_free_threads(), len(items)) if work >= WORTH_A_THREAD else 1
+    if shares < 2:
         return [function(item) for item in items]
 
-    # One hand-over per thread, not one per item: waking a thread costs as much as 100 kB of work.
-    def work(share):
+    # One hand-over per thread, not one per item: it takes as long as a megabyte of work.
+    def do_share(share):
         _state.in_share = True
         try:
             first, end = (len(items) * k // shares for k in (share, share + 1))
@@ -66,9 +71,9 @@ def parallel_map(function, items, *, work=WORTH_A_THREAD):
             _state.in_share = False
 
     # Each worker gets a copy of the caller's context, where NumPy keeps its errstate.
-    others = [_pool().submit(copy_context().run, work, k) for k in range(1, shares)]
+    others = [_pool().submit(copy_context().run, do_share, k) for k in range(1, shares)]
     try:
-        results = work(0)
+        results = do_share(0)
     finally:
         wait(others)  # nobody may still write into the arrays when this call is over
     for other in others:
@@ -86,12 +91,13 @@ def matmul(a, b):
     """Return a (P, Q) @ b (Q, R), the longer side of the result cut into one piece per thread."""
     P, Q = a.shape
     R = b.shape[1]
-    if get_array_module(a) is not np or num_threads() == 1 or P * Q * R < 8 * WORTH_A_THREAD:
+    threads = _free_threads()
+    if get_array_module(a) is not np or threads == 1 or P * Q * R < 8 * WORTH_A_THREAD:
         # BLAS does about eight multiply-adds in the time of one elementwise operation.
         return a @ b
     out = np.empty((P, R), np.result_type(a, b))
     length = max(P, R)
-    step = -(-length // num_threads())
+    step = -(-length // threads)
     pieces = [slice(start, start + step) for start in range(0, length, step)]
     if P >= R:
         parallel_map(lambda rows: np.matmul(a[rows], b, out=out[rows]), pieces)

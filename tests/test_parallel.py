@@ -140,3 +140,15 @@ def test_without_a_usable_number_the_processors_decide(monkeypatch, value):
     parallel.num_threads.cache_clear()
     assert parallel.num_threads() >= 1
     parallel.num_threads.cache_clear()
+
+
+def test_a_product_within_a_share_is_not_cut(threads, rng, monkeypatch):
+    monkeypatch.setattr(parallel, "WORTH_A_THREAD", 0)
+    a, b = rng.standard_normal((8, 3)), rng.standard_normal((3, 2))
+    cuts = []
+    real = np.matmul
+    monkeypatch.setattr(np, "matmul", lambda *args, **kw: cuts.append(1) or real(*args, **kw))
+    products = parallel.parallel_map(lambda _: parallel.matmul(a, b), range(4))
+    assert not cuts  # np.matmul is called for pieces only, the whole is a @ b
+    for product in products:
+        assert_agrees(product, a @ b, 1e-14)

@@ -115,6 +115,10 @@ def _as_rows(x):
     return x.reshape(N * H, W * C)
 
 
+def _blocks_of(rows):
+    return row_blocks(len(rows), rows.itemsize * rows.shape[1])
+
+
 def _per_channel(row_sums, C):
     """Add up partial sums (W*C,) of several blocks to (C,)."""
     return sum(row_sums).reshape(-1, C).sum(axis=0)
@@ -123,7 +127,7 @@ def _per_channel(row_sums, C):
 def _statistics_numpy(x):
     N, H, W, C = x.shape
     rows = _as_rows(x)
-    blocks = row_blocks(*rows.shape[:1], rows.itemsize * rows.shape[1])
+    blocks = _blocks_of(rows)
     # Two passes: the mean first, then the squares of what is left. E[x^2] - mean^2 in one pass
     # would lose every digit where the mean is large against the deviation.
     n = N * H * W
@@ -151,7 +155,7 @@ def _normalize_numpy(x, mean, scale, bias):
         o *= scale_row
         o += bias_row
 
-    parallel_map(normalize, row_blocks(len(rows), rows.itemsize * rows.shape[1]), work=3 * x.size)
+    parallel_map(normalize, _blocks_of(rows), work=3 * x.size)
     return out
 
 
@@ -160,7 +164,7 @@ def _backward_numpy(dout, cache):
     xp = get_array_module(x)
     N, H, W, C = x.shape
     rows, dout_rows = _as_rows(x), _as_rows(dout)
-    blocks = row_blocks(len(rows), rows.itemsize * rows.shape[1])
+    blocks = _blocks_of(rows)
     mean_row = xp.tile(mean, W)
 
     def sums(block):
