@@ -321,7 +321,14 @@ def main(argv=None):
         criterion=build_criterion(settings, weights), train_loader=train_loader,
         val_loader=val_loader, folder=folder, class_names=names, epochs=settings.epochs,
         clip_norm=settings.clip_norm, val_every=settings.val_every,
-        save_every=settings.save_every, meta={"config": config})
+        save_every=settings.save_every, meta={
+            "config": config, "image_size": list(size),
+            "original_size": list(train_set[0].mask.shape),
+            "classes": {"names": list(names), "palette": np.asarray(train_set.palette).tolist(),
+                        "mask_values": list(getattr(train_set, "mask_values", range(K))),
+                        "void": int(getattr(train_set, "void", settings.ignore_index)),
+                        "ignore_index": settings.ignore_index,
+                        "pixels": statistics.pixels.tolist()}})
     share = statistics.pixels.max() / statistics.pixels.sum()
     print(f"{settings.model}: {model.num_parameters:,} parameters, {K} classes; "
           f"{len(train_set)} images to train, {len(val_set)} to validate, at "

@@ -1,8 +1,8 @@
 """Checkpoints: one .npz of plain arrays, no pickle, written whole or not at all.
 
     param/NAME, buffer/NAME    the model's arrays under their dotted names
-    optimizer/KEY              the optimizer's state
-    meta                       JSON text: model name, number of classes, epoch, scores, ...
+    optimizer/KEY, ema/KEY     what a resumed run needs besides: the optimizer's state, the averages
+    meta                       JSON text: model name, classes, image size, epoch, scores, ...
 """
 
 import json
@@ -15,6 +15,7 @@ import numpy as np
 
 from minisegnet.backend import asnumpy
 from minisegnet.errors import UserError
+from minisegnet.models import MODEL_NAMES, build_model
 
 
 class Checkpoint(NamedTuple):
@@ -24,6 +25,7 @@ class Checkpoint(NamedTuple):
     parameters: dict  # dotted name -> array
     buffers: dict  # dotted name -> array
     optimizer: dict  # key -> array; empty if it was saved without
+    ema: dict  # key -> array; empty if it was saved without
     meta: dict
 
 
@@ -56,15 +58,26 @@ def write_atomically(path, write):
             temporary.unlink(missing_ok=True)
 
 
-def save_checkpoint(path, model, *, optimizer=None, meta):
-    """Write `model`, the optimizer's state and `meta` (JSON-able; gains the model's name)."""
-    meta = {"model": model.name, "num_classes": model.num_classes, **meta}
+def save_checkpoint(path, model, *, optimizer=None, ema=None, meta):
+    """Write `model`, the states of optimizer and averages, and `meta` (JSON-able).
+
+    `meta` gains the model's name and number of classes. A run also puts there:
+
+    classes        {"names", "mask_values", "void", "ignore_index", "palette", "pixels"}: a list per
+                   class of its name, its value in the mask files, its colour and its pixels in
+                   the training set; and the value in the files that means ignored
+    image_size     [H, W] of a picture in training
+    original_size  [H, W] of the first training picture in its file
+    config         the flags of the run
+    epoch, step    epochs finished, optimizer steps done
+    """
+    meta = {**meta, "model": model.name, "num_classes": model.num_classes}
     arrays = {"meta": np.array(json.dumps(meta))}
-    for kind, named in (("param", model.named_parameters()), ("buffer", model.named_buffers())):
-        arrays.update({f"{kind}/{name}": asnumpy(array) for name, array in named})
-    if optimizer is not None:
-        for key, value in optimizer.state_dict().items():
-            arrays[f"optimizer/{key}"] = np.asarray(value)
+    for kind, named in (("param", model.named_parameters()), ("buffer", model.named_buffers()),
+                        ("optimizer", optimizer.state_dict().items() if optimizer else ()),
+                        ("ema", ema.state_dict().items() if ema else ())):
+        for name, array in named:
+            arrays[f"{kind}/{name}"] = np.asarray(asnumpy(array))
     write_atomically(path, lambda file: np.savez(file, **arrays))
 
 
@@ -73,7 +86,7 @@ def read_checkpoint(path):
     path = Path(path)
     if not path.is_file():
         raise UserError(f"there is no checkpoint {path}; give the path of a .npz file of a run")
-    groups = {"param": {}, "buffer": {}, "optimizer": {}}
+    groups = {"param": {}, "buffer": {}, "optimizer": {}, "ema": {}}
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
             meta = dict(json.loads(str(arrays["meta"])))
@@ -84,7 +97,19 @@ def read_checkpoint(path):
     except Exception as error:  # a damaged archive can make zipfile and NumPy raise anything
         raise UserError(f"{path} is not a checkpoint of minisegnet ({error}); "
                         f"use a last.npz or best.npz of a run folder") from error
-    return Checkpoint(path, groups["param"], groups["buffer"], groups["optimizer"], meta)
+    return Checkpoint(path, *groups.values(), meta)
+
+
+def load_model(path):
+    """Return (model, checkpoint): the model that file `path` holds, in evaluation."""
+    checkpoint = read_checkpoint(path)
+    name, num_classes = (checkpoint.meta.get(key) for key in ("model", "num_classes"))
+    if name not in MODEL_NAMES or not isinstance(num_classes, int):
+        raise UserError(f"{path} holds the model {name!r} with {num_classes} classes, which is "
+                        f"none of {', '.join(MODEL_NAMES)}; was it written by another version?")
+    model = build_model(name, num_classes)
+    load_weights(model, checkpoint)
+    return model.eval(), checkpoint
 
 
 def load_weights(model, checkpoint):
