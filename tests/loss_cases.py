@@ -52,3 +52,14 @@ def probabilities(logits):
 def warn_afresh(monkeypatch):
     """Forget for one test which warnings were given, so that it sees its own."""
     monkeypatch.setattr(_softmax, "_warned", set())
+
+
+def oracle_loss_and_gradient(torch, name, logits, target, dloss, **options):
+    """Return the loss `name` of `verify.torch_oracle` and dloss times its gradient."""
+    from minisegnet.verify import torch_oracle  # needs torch, hence the fixture
+
+    options = {key: np.array(value, np.float64) if isinstance(value, list) else value
+               for key, value in options.items()}
+    [loss], gradients = torch_oracle.gradients(
+        getattr(torch_oracle, name), {"logits": logits}, {"target": target, **options}, dloss)
+    return loss, gradients["logits"]

@@ -1,4 +1,4 @@
-"""The fused head, the combined loss and the criterion: all four losses, by name."""
+"""The fused head, the combined loss and the criterion: all losses, by name."""
 
 import numpy as np
 import pytest
@@ -29,7 +29,13 @@ PLAIN = {
     "focal": (losses.focal_forward, losses.focal_backward),
     "dice": (losses.dice_forward, losses.dice_backward),
     "combined": (combined_forward, combined_backward),
+    "tversky": (losses.tversky_forward, losses.tversky_backward),
+    "lovasz": (losses.lovasz_forward, losses.lovasz_backward),
+    "ohem": (losses.ohem_forward, losses.ohem_backward),
+    "logit_adjusted": (losses.logit_adjusted_forward, losses.logit_adjusted_backward),
 }
+PRIOR = [0.7, 0.1, 0.0, 0.2]
+REQUIRED = {"logit_adjusted": {"prior": PRIOR}}  # options without a default
 WEIGHT = [0.5, 2.0, 0.0, 7.0]
 CASES = [
     ("ce", {}),
@@ -48,6 +54,15 @@ CASES = [
                   "smooth": 0.1}),
     ("combined", {"lambda_focal": 0.0}),
     ("combined", {"lambda_dice": 0.0}),
+    ("combined", {"dice_mode": "smp"}),
+    ("tversky", {}),
+    ("tversky", {"alpha": 0.9, "beta": 0.2, "smooth": 0.0, "classes": "all", "weight": WEIGHT}),
+    ("lovasz", {}),
+    ("lovasz", {"classes": "all", "weight": WEIGHT}),
+    ("ohem", {}),
+    ("ohem", {"thresh": 0.1, "min_kept": 0.6, "weight": WEIGHT}),
+    ("logit_adjusted", {}),
+    ("logit_adjusted", {"tau": 0.5, "weight": WEIGHT}),
 ]
 ALL_CASES = pytest.mark.parametrize("loss, options", CASES, ids=lambda value: str(value))
 NAMES = pytest.mark.parametrize("name", PLAIN)
@@ -60,6 +75,7 @@ def coarse_batch(rng, coarse_size=(3, 4), size=(12, 16), **options):
 
 
 def fused(coarse, target, loss, dloss, **options):
+    options = {**REQUIRED.get(loss, {}), **options}
     value, cache = upsampled_loss_forward(coarse, target, loss, **options)
     return value, upsampled_loss_backward(dloss, cache)
 
@@ -67,7 +83,7 @@ def fused(coarse, target, loss, dloss, **options):
 def plain(coarse, target, loss, dloss, **options):
     forward, backward = PLAIN[loss]
     logits, upsample_cache = upsample_bilinear_forward(coarse, target.shape[1:])
-    value, cache = forward(logits, target, **options)
+    value, cache = forward(logits, target, **{**REQUIRED.get(loss, {}), **options})
     return value, upsample_bilinear_backward(backward(dloss, cache), upsample_cache)
 
 
@@ -114,8 +130,7 @@ def test_dcoarse_matches_central_differences(rng, loss, options):
     coarse, target = coarse_batch(rng, (2, 2), (5, 6))
     _, dcoarse = fused(coarse, target, loss, 1.7, **options)
     assert_gradient_matches_differences(
-        lambda z: 1.7 * upsampled_loss_forward(z, target, loss, **options)[0], coarse, dcoarse,
-        rng,
+        lambda z: 1.7 * fused(z, target, loss, 1.0, **options)[0], coarse, dcoarse, rng
     )
 
 
@@ -170,8 +185,9 @@ def test_logits_of_ignored_pixels_change_neither_loss_nor_gradient(rng, name, pa
 def test_a_shift_of_all_logits_of_a_pixel_changes_nothing(rng, name):
     logits, target = random_batch(rng)
     forward, backward = PLAIN[name]
-    loss, cache = forward(logits, target)
-    shifted, shifted_cache = forward(logits + rng.normal(size=(2, 5, 7, 1)), target)
+    required = REQUIRED.get(name, {})
+    loss, cache = forward(logits, target, **required)
+    shifted, shifted_cache = forward(logits + rng.normal(size=(2, 5, 7, 1)), target, **required)
     assert shifted == pytest.approx(loss, rel=1e-12)
     gradient = backward(1.0, cache)
     assert relative_error(backward(1.0, shifted_cache), gradient) < 1e-12
@@ -245,12 +261,19 @@ def test_criterion_equals_the_functions_on_both_paths(rng, name):
     coarse, target = coarse_batch(rng)
     weight = np.array([0.5, 2.0, 1.0, 7.0])
     criterion = Criterion(name, weight=weight, gamma=1.5, lambda_focal=0.3,
-                          label_smoothing=0.1 if name == "ce" else 0.0)
+                          label_smoothing=0.1 if name == "ce" else 0.0,
+                          dice_mode="smp" if name == "combined" else "pooled",
+                          tversky_alpha=0.9, tversky_beta=0.2, ohem_thresh=0.1, ohem_min_kept=0.5,
+                          tau=0.5, prior=np.array(PRIOR))
     options = {
         "ce": {"weight": weight, "label_smoothing": 0.1},
         "focal": {"alpha": weight, "gamma": 1.5},
         "dice": {"weight": weight},
-        "combined": {"alpha": weight, "gamma": 1.5, "lambda_focal": 0.3},
+        "combined": {"alpha": weight, "gamma": 1.5, "lambda_focal": 0.3, "dice_mode": "smp"},
+        "tversky": {"weight": weight, "alpha": 0.9, "beta": 0.2},
+        "lovasz": {"weight": weight},
+        "ohem": {"weight": weight, "thresh": 0.1, "min_kept": 0.5},
+        "logit_adjusted": {"weight": weight, "prior": PRIOR, "tau": 0.5},
     }[name]
     expected, dexpected = plain(coarse, target, name, 1.3, **options)
 
@@ -280,9 +303,13 @@ def test_unusable_input_is_refused(rng):
         upsampled_loss_forward(coarse, target, "combined", lambda_dice=-1)
     with pytest.raises(ValueError, match="loss 'mse' is not one of"):
         Criterion("mse")
-    for name in ("focal", "dice", "combined"):
-        with pytest.raises(ValueError, match="label smoothing goes with ce"):
-            Criterion(name, label_smoothing=0.1)
+    for loss, options, message in (
+        ("tversky", {"beta": -0.1}, "beta -0.1"), ("ohem", {"thresh": 0.0}, "thresh is 0.0"),
+        ("logit_adjusted", {"prior": [1, 1]}, r"prior has shape \(2,\)"),
+        ("lovasz", {"classes": "some"}, "'some'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            upsampled_loss_forward(coarse, target, loss, **options)
     target[0, 0, 0] = 9
     with pytest.raises(ValueError, match="labels 9, neither"):
         upsampled_loss_forward(coarse, target)

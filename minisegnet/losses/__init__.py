@@ -5,10 +5,14 @@
 """
 
 from minisegnet.losses.combined import combined_backward, combined_forward
-from minisegnet.losses.criterion import Criterion
+from minisegnet.losses.criterion import Criterion, WholeBatch
 from minisegnet.losses.cross_entropy import cross_entropy_backward, cross_entropy_forward
 from minisegnet.losses.dice import dice_backward, dice_forward
 from minisegnet.losses.focal import focal_backward, focal_forward
+from minisegnet.losses.logit_adjusted import logit_adjusted_backward, logit_adjusted_forward
+from minisegnet.losses.lovasz import lovasz_backward, lovasz_forward
+from minisegnet.losses.ohem import ohem_backward, ohem_forward
+from minisegnet.losses.tversky import tversky_backward, tversky_forward
 from minisegnet.losses.upsampled import (
     upsampled_loss_backward,
     upsampled_loss_forward,
@@ -17,6 +21,7 @@ from minisegnet.losses.upsampled import (
 
 __all__ = [
     "Criterion",
+    "WholeBatch",
     "combined_backward",
     "combined_forward",
     "cross_entropy_backward",
@@ -25,6 +30,14 @@ __all__ = [
     "dice_forward",
     "focal_backward",
     "focal_forward",
+    "logit_adjusted_backward",
+    "logit_adjusted_forward",
+    "lovasz_backward",
+    "lovasz_forward",
+    "ohem_backward",
+    "ohem_forward",
+    "tversky_backward",
+    "tversky_forward",
     "upsampled_loss_backward",
     "upsampled_loss_forward",
     "upsampled_prediction",

@@ -80,6 +80,25 @@ def check_class_weights(weight, num_classes, name="weight"):
     return weight
 
 
+def counts_to_divide_by(counts, labels):
+    """Return the pixels per class (K,) that a mean is over: those of `labels`, or `counts`.
+
+    `counts` are given where the batch is a part of a larger one, and its loss a term of that
+    one's. Raises ValueError if the part would have more pixels of a class than the whole.
+    """
+    if counts is None:
+        return labels.counts
+    counts = np.asarray(counts)
+    if counts.shape != labels.counts.shape:
+        raise ValueError(f"counts has shape {counts.shape}; expected ({labels.counts.size},), the "
+                         "pixels per class of the whole batch")
+    if (counts < labels.counts).any():
+        c = int((counts < labels.counts).argmax())
+        raise ValueError(f"counts has {counts[c]} pixels of class {c}, but this part of the batch "
+                         f"alone has {labels.counts[c]}; expected those of all parts together")
+    return counts
+
+
 def with_ignored(weight, dtype):
     """Return the look-up table (K+1,) of `dtype`: a weight per class, and 0 for ignored pixels."""
     return np.append(weight, 0.0).astype(dtype)

@@ -5,7 +5,8 @@
 
 from typing import NamedTuple
 
-from minisegnet.losses.dice import DiceCache, dice_backward, dice_forward
+from minisegnet.losses._overlap import OverlapCache
+from minisegnet.losses.dice import dice_backward, dice_forward
 from minisegnet.losses.focal import FocalCache, focal_backward, focal_forward
 
 
@@ -13,27 +14,30 @@ class CombinedCache(NamedTuple):
     """What the backward pass needs, and the two losses before they are weighted."""
 
     focal: FocalCache
-    dice: DiceCache
+    dice: OverlapCache
     lambda_focal: float
-    lambda_dice: float
+    lambda_dice: float  # divided by the number of parts
     parts: dict  # {"focal": ..., "dice": ...}
 
 
 def combined_forward(logits, target, *, lambda_focal=1.0, lambda_dice=1.0, alpha=None, gamma=2.0,
-                     smooth=1.0, ignore_index=255):
+                     smooth=1.0, dice_mode="pooled", counts=None, parts=1, ignore_index=255):
     """Return lambda_focal * focal + lambda_dice * dice of logits (N, H, W, K), and a cache.
 
-    `alpha` and `gamma` as in `focal_forward`, `smooth` as in `dice_forward`, over the classes
-    present. `cache.parts` holds the two losses. Raises what the two raise, and ValueError for a
-    negative lambda.
+    `alpha`, `gamma` and `counts` as in `focal_forward`; `smooth`, and `dice_mode` for mode, as in
+    `dice_forward`, over the classes present. Where the batch is one of `parts` parts of a larger
+    one, dice is divided by their number. `cache.parts` holds the two losses. Raises what the two
+    raise, and ValueError for a negative lambda.
     """
     check_lambdas(lambda_focal, lambda_dice)
-    focal, focal_cache = focal_forward(logits, target, alpha=alpha, gamma=gamma,
+    focal, focal_cache = focal_forward(logits, target, alpha=alpha, gamma=gamma, counts=counts,
                                        ignore_index=ignore_index)
-    dice, dice_cache = dice_forward(logits, target, smooth=smooth, ignore_index=ignore_index)
+    dice, dice_cache = dice_forward(logits, target, smooth=smooth, mode=dice_mode,
+                                    ignore_index=ignore_index)
+    dice = logits.dtype.type(float(dice) / parts)
     loss = logits.dtype.type(lambda_focal * float(focal) + lambda_dice * float(dice))
-    parts = {"focal": focal, "dice": dice}
-    return loss, CombinedCache(focal_cache, dice_cache, lambda_focal, lambda_dice, parts)
+    return loss, CombinedCache(focal_cache, dice_cache, lambda_focal, lambda_dice / parts,
+                               {"focal": focal, "dice": dice})
 
 
 def combined_backward(dloss, cache):

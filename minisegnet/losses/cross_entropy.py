@@ -19,6 +19,7 @@ from minisegnet.losses._softmax import (
     check_class_weights,
     check_inputs,
     classes_first,
+    counts_to_divide_by,
     exp_and_log_prob,
     map_pixel_blocks,
     scale_gradient,
@@ -43,18 +44,21 @@ class CrossEntropyTerms(NamedTuple):
     smooth: np.ndarray  # (K,) (e/K) w / D, or None without smoothing
 
 
-def cross_entropy_forward(logits, target, *, weight=None, ignore_index=255, label_smoothing=0.0,
-                          implementation="numpy"):
+def cross_entropy_forward(logits, target, *, weight=None, counts=None, ignore_index=255,
+                          label_smoothing=0.0, implementation="numpy"):
     """Return the mean cross-entropy of logits (N, H, W, K) against target (N, H, W), and a cache.
 
     Equals torch.nn.functional.cross_entropy with the same arguments: a weighted mean, whose
     denominator is the sum of the weights of the pixels. Where torch divides zero by zero
     (nothing to learn from), the loss is 0 with gradient 0, and a RuntimeWarning says so once.
+    Where the batch is a part of a larger one, `counts` (K,) are the valid pixels per class of that
+    one: its denominator is taken, and the losses of the parts add up to the loss of the whole.
     `implementation` is "loops" (the definition) or "numpy". Raises ValueError for shapes,
     weights or labels that do not fit, TypeError for dtypes.
     """
     labels = check_inputs(logits, target, ignore_index)
-    terms = cross_entropy_terms(labels.counts, weight, label_smoothing, logits.dtype)
+    counts = counts_to_divide_by(counts, labels)
+    terms = cross_entropy_terms(counts, weight, label_smoothing, logits.dtype)
     forward = choose(implementation, loops=cross_entropy_forward_loops,
                      numpy=cross_entropy_forward_numpy)
     loss, dlogits = forward(logits, labels.index, terms)

@@ -20,6 +20,7 @@ from minisegnet.losses._softmax import (
     check_class_weights,
     check_inputs,
     classes_first,
+    counts_to_divide_by,
     exp_and_log_prob,
     map_pixel_blocks,
     scale_gradient,
@@ -42,17 +43,19 @@ class FocalTerms(NamedTuple):
     gamma: float
 
 
-def focal_forward(logits, target, *, alpha=None, gamma=2.0, ignore_index=255):
+def focal_forward(logits, target, *, alpha=None, gamma=2.0, counts=None, ignore_index=255):
     """Return the focal loss of logits (N, H, W, K) against target (N, H, W), and a cache.
 
     `alpha` is None, a number per class, or one number, which only rescales the loss. The mean
     is over the pixels, not over their weights: with gamma = 0 and alpha = None this is the
-    unweighted cross-entropy, with alpha it is not the weighted one. Nothing but ignored pixels:
-    loss 0, gradient 0, and a RuntimeWarning, once. Raises ValueError for shapes, options or
-    labels that do not fit, TypeError for dtypes.
+    unweighted cross-entropy, with alpha it is not the weighted one. Where the batch is a part of a
+    larger one, `counts` (K,) are the valid pixels per class of that one: the mean is over those,
+    and the losses of the parts add up to the loss of the whole. Nothing but ignored pixels: loss
+    0, gradient 0, and a RuntimeWarning, once. Raises ValueError for shapes, options or labels
+    that do not fit, TypeError for dtypes.
     """
     labels = check_inputs(logits, target, ignore_index)
-    terms = focal_terms(labels.counts, alpha, gamma, logits.dtype)
+    terms = focal_terms(counts_to_divide_by(counts, labels), alpha, gamma, logits.dtype)
     K = logits.shape[3]
     dlogits = np.empty(logits.shape, logits.dtype)
 

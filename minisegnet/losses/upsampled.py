@@ -19,9 +19,11 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minisegnet.losses._overlap import overlap_gradient_block, overlap_sums
 from minisegnet.losses._softmax import (
     check_labels,
     check_logits,
+    counts_to_divide_by,
     exp_and_log_prob,
     scale_gradient,
     target_index,
@@ -29,9 +31,20 @@ from minisegnet.losses._softmax import (
 )
 from minisegnet.losses.combined import check_lambdas
 from minisegnet.losses.cross_entropy import cross_entropy_block, cross_entropy_terms
-from minisegnet.losses.dice import dice_gradient_block, dice_of_sums, dice_shares, dice_sums
+from minisegnet.losses.dice import dice_of_sums, dice_shares
 from minisegnet.losses.focal import focal_block, focal_of_log_prob, focal_terms
-from minisegnet.ops.upsample import cached_rows, interpolation_matrix, row_bands
+from minisegnet.losses.logit_adjusted import logit_shift
+from minisegnet.losses.lovasz import lovasz_backward, lovasz_forward
+from minisegnet.losses.ohem import check_ohem, keep_hard
+from minisegnet.losses.tversky import tversky_of_sums, tversky_shares
+from minisegnet.ops.upsample import (
+    UpsampleBilinearCache,
+    cached_rows,
+    interpolation_matrix,
+    row_bands,
+    upsample_bilinear_backward,
+    upsample_bilinear_forward,
+)
 from minisegnet.parallel import parallel_map
 
 # exp(-60) is far from underflow in float32. Logits shifted at the coarse pixels to 0 at the
@@ -42,51 +55,56 @@ COLUMNS_PER_BAND = 48  # narrow enough to skip most zeros, wide enough for BLAS
 
 
 class OneSweepCache(NamedTuple):
-    """After CE or focal: the gradient came with the loss."""
+    """After a sum over pixels, one of the cross-entropies or focal: the gradient is there."""
 
     dcoarse: np.ndarray  # (N, h, w, K), for dloss = 1
 
 
 class TwoSweepCache(NamedTuple):
-    """After dice or combined: the gradient needs the sums over the batch, and a second sweep."""
+    """After an overlap: the gradient needs the sums over the batch, and a second sweep."""
 
     coarse: np.ndarray  # (N, h, w, K)
     labels: np.ndarray  # (N, H, W), K where the pixel is ignored
     dintersection: np.ndarray  # (K,)
     dtotal: np.ndarray  # (K,)
-    focal: object  # FocalTerms, or None for dice alone
+    focal: object  # FocalTerms, or None for an overlap alone
     lambda_focal: float
-    lambda_dice: float
-    parts: dict  # {"focal": ..., "dice": ...}, or {"dice": ...}
+    lambda_dice: float  # divided by the number of parts
+    parts: dict  # {"focal": ..., "dice": ...}, or {} for an overlap alone
+
+
+class PlainCache(NamedTuple):
+    """After Lovasz: its gradient at full resolution, and the way back."""
+
+    loss: object  # LovaszCache
+    upsample: UpsampleBilinearCache
 
 
 def upsampled_loss_forward(coarse, target, loss="ce", *, ignore_index=255, **options):
     """Return the loss of coarse logits (N, h, w, K) enlarged to target (N, H, W), and a cache.
 
-    `loss` is "ce", "focal", "dice" or "combined", and `options` are those of its plain
-    function; the result equals `upsample_bilinear_forward` followed by that function. Raises
-    what they raise.
+    `loss` is one of the names of `_LOSSES` and `options` are those of its plain function; the
+    result equals `upsample_bilinear_forward` followed by that function. "lovasz" sorts all pixels
+    of the batch, class by class, and so is just that: there, and only there, logits of full
+    resolution exist. Raises what the plain functions raise.
     """
+    if loss not in _LOSSES:
+        raise ValueError(f"loss {loss!r} is not one of {', '.join(_LOSSES)}")
     check_logits(coarse)
     if target.ndim != 3 or target.shape[0] != coarse.shape[0] or 0 in target.shape:
         raise ValueError(f"target has shape {target.shape}; expected (N, H, W) with "
                          f"N = {coarse.shape[0]}")
-    labels = check_labels(target, coarse.shape[3], ignore_index)
-    if loss == "ce":
-        return _cross_entropy(coarse, labels, **options)
-    if loss == "focal":
-        return _focal(coarse, labels, **options)
-    if loss == "dice":
-        return _dice(coarse, labels, **options)
-    if loss == "combined":
-        return _combined(coarse, labels, **options)
-    raise ValueError(f"loss {loss!r} is not one of ce, focal, dice, combined")
+    if loss == "lovasz":
+        return _lovasz(coarse, target, ignore_index=ignore_index, **options)
+    return _LOSSES[loss](coarse, check_labels(target, coarse.shape[3], ignore_index), **options)
 
 
 def upsampled_loss_backward(dloss, cache):
     """Return dcoarse (N, h, w, K) for the scalar `dloss`."""
     if isinstance(cache, OneSweepCache):
         return scale_gradient(dloss, cache.dcoarse)
+    if isinstance(cache, PlainCache):
+        return upsample_bilinear_backward(lovasz_backward(dloss, cache.loss), cache.upsample)
     return _second_sweep(float(dloss), cache)
 
 
@@ -106,16 +124,35 @@ def upsampled_prediction(coarse, size):
     return prediction
 
 
-def _cross_entropy(coarse, labels, *, weight=None, label_smoothing=0.0):
-    terms = cross_entropy_terms(labels.counts, weight, label_smoothing, coarse.dtype)
+def _cross_entropy(coarse, labels, *, weight=None, counts=None, label_smoothing=0.0):
+    counts = counts_to_divide_by(counts, labels)
+    terms = cross_entropy_terms(counts, weight, label_smoothing, coarse.dtype)
     losses, dcoarse = _sweep(
         coarse, labels.index, lambda z, label: cross_entropy_block(z, label, terms), gradient=True
     )
     return coarse.dtype.type(sum(losses)), OneSweepCache(dcoarse)
 
 
-def _focal(coarse, labels, *, alpha=None, gamma=2.0):
-    terms = focal_terms(labels.counts, alpha, gamma, coarse.dtype)
+def _logit_adjusted(coarse, labels, *, prior, tau=1.0, weight=None, counts=None):
+    # The shares of the neighbours in an enlarged logit sum to 1: shift them, and it is shifted.
+    shifted = coarse + logit_shift(prior, tau, coarse.shape[3], coarse.dtype)
+    return _cross_entropy(shifted, labels, weight=weight, counts=counts)
+
+
+def _ohem(coarse, labels, *, thresh=0.7, min_kept=1 / 16, weight=None):
+    check_ohem(thresh, min_kept)
+    K = coarse.shape[3]
+
+    def band(z, label):
+        return exp_and_log_prob(z, target_index(label, K))[1]
+
+    log_prob, _ = _sweep(coarse, labels.index, band, gradient=False)
+    kept = keep_hard(labels, np.concatenate(log_prob), thresh, min_kept)
+    return _cross_entropy(coarse, kept, weight=weight)
+
+
+def _focal(coarse, labels, *, alpha=None, gamma=2.0, counts=None):
+    terms = focal_terms(counts_to_divide_by(counts, labels), alpha, gamma, coarse.dtype)
     losses, dcoarse = _sweep(
         coarse, labels.index, lambda z, label: focal_block(z, label, terms), gradient=True
     )
@@ -125,27 +162,55 @@ def _focal(coarse, labels, *, alpha=None, gamma=2.0):
 def _dice(coarse, labels, *, smooth=1.0, classes="present", weight=None, log=False,
           mode="pooled"):
     shares, smooth = dice_shares(labels.counts, smooth, classes, weight, mode)
+    return _overlap(coarse, labels, lambda intersection, total: dice_of_sums(
+        intersection, total, labels.counts, shares, smooth, log))
+
+
+def _tversky(coarse, labels, *, alpha=0.3, beta=0.7, smooth=1.0, classes="present", weight=None):
+    shares = tversky_shares(labels.counts, alpha, beta, smooth, classes, weight)
+    return _overlap(coarse, labels, lambda intersection, total: tversky_of_sums(
+        intersection, total, labels.counts, shares, alpha, beta, smooth))
+
+
+def _overlap(coarse, labels, loss_of_sums):
     _, (intersection, total) = _sums_of_first_sweep(coarse, labels.index, None)
-    dice, dintersection, dtotal = dice_of_sums(intersection, total, labels.counts, shares,
-                                               smooth, log)
-    dice = coarse.dtype.type(dice)
-    return dice, TwoSweepCache(coarse, labels.index, dintersection, dtotal, None, 0.0, 1.0,
-                               {"dice": dice})
+    loss, dintersection, dtotal = loss_of_sums(intersection, total)
+    return coarse.dtype.type(loss), TwoSweepCache(
+        coarse, labels.index, dintersection, dtotal, None, 0.0, 1.0, {})
 
 
 def _combined(coarse, labels, *, lambda_focal=1.0, lambda_dice=1.0, alpha=None, gamma=2.0,
-              smooth=1.0):
+              smooth=1.0, dice_mode="pooled", counts=None, parts=1):
     check_lambdas(lambda_focal, lambda_dice)
-    terms = focal_terms(labels.counts, alpha, gamma, coarse.dtype)
-    shares, smooth = dice_shares(labels.counts, smooth, "present", None, "pooled")
+    terms = focal_terms(counts_to_divide_by(counts, labels), alpha, gamma, coarse.dtype)
+    shares, smooth = dice_shares(labels.counts, smooth, "present", None, dice_mode)
     focal, (intersection, total) = _sums_of_first_sweep(coarse, labels.index, terms)
     dice, dintersection, dtotal = dice_of_sums(intersection, total, labels.counts, shares,
                                                smooth, False)
+    dice /= parts
     as_dtype = coarse.dtype.type
     return as_dtype(lambda_focal * focal + lambda_dice * dice), TwoSweepCache(
-        coarse, labels.index, dintersection, dtotal, terms, lambda_focal, lambda_dice,
+        coarse, labels.index, dintersection, dtotal, terms, lambda_focal, lambda_dice / parts,
         {"focal": as_dtype(focal), "dice": as_dtype(dice)},
     )
+
+
+def _lovasz(coarse, target, **options):
+    logits, upsample_cache = upsample_bilinear_forward(coarse, target.shape[1:])
+    loss, cache = lovasz_forward(logits, target, **options)
+    return loss, PlainCache(cache, upsample_cache)
+
+
+_LOSSES = {
+    "ce": _cross_entropy,
+    "focal": _focal,
+    "dice": _dice,
+    "combined": _combined,
+    "tversky": _tversky,
+    "lovasz": _lovasz,
+    "ohem": _ohem,
+    "logit_adjusted": _logit_adjusted,
+}
 
 
 def _sums_of_first_sweep(coarse, labels, focal):
@@ -157,7 +222,7 @@ def _sums_of_first_sweep(coarse, labels, focal):
         # S without a pass that divides: sum_i exp(z_ci) / sums_i is a matrix-vector product
         total = z @ ((label < K) / sums)
         loss = focal_of_log_prob(log_prob, label, focal)[0] if focal else 0.0
-        return loss, dice_sums(total, log_prob, label)
+        return loss, overlap_sums(total, log_prob, label)
 
     results, _ = _sweep(coarse, labels, band, gradient=False)
     return sum(loss for loss, _ in results), sum(sums for _, sums in results)
@@ -177,7 +242,7 @@ def _second_sweep(dloss, cache):
         factor = None
         if cache.focal is not None:
             factor = dfocal * focal_of_log_prob(log_prob, label, cache.focal)[1]
-        dice_gradient_block(z, label, index, dintersection, dtotal, factor)
+        overlap_gradient_block(z, label, index, dintersection, dtotal, factor)
 
     _, dcoarse = _sweep(cache.coarse, cache.labels, band, gradient=True)
     return dcoarse

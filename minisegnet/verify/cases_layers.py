@@ -15,9 +15,13 @@ def cases():
     window = {"stride": 2, "padding": 2, "dilation": 2}
     return [
         _case(layers.Conv2d(4, 3, 3, rng=rng, **window), x, "conv2d_layer", window),
+        _case(layers.ConvTranspose2d(4, 3, 3, stride=2, padding=1, rng=rng), x,
+              "conv_transpose2d", {"stride": 2, "padding": 1}),
         _case(layers.DepthwiseConv2d(4, 3, rng=rng, **window), x, "depthwise_conv2d", window),
         _case(layers.BatchNorm2d(4), x, "batch_norm_layer", {"training": True}),
         _case(layers.BatchNorm2d(4).eval(), x, "batch_norm_layer", {"training": False}),
+        _case(layers.freeze_batch_norm(layers.BatchNorm2d(4)), x, "batch_norm_layer",
+              {"training": False}, note="frozen statistics"),
         _case(layers.ReLU(), x, "relu"),
         _case(layers.ReLU6(), 4 * x, "relu6"),
         _case(layers.Hardswish(), 4 * x, "hardswish"),

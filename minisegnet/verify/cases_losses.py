@@ -15,6 +15,7 @@ def cases():
     target = _target(rng, (2, 4, 3))
     no_zero = np.where(target == 255, 0, target)  # for ignore_index=0
     weight = rng.uniform(0.2, 5, K)
+    prior = np.array([0.5, 0.2, 0.2, 0.0, 0.1])
     extreme = np.array([[[[1e4, -1e4, 0.0, 3.0, 9999.5]]], [[[-1e4, 1e4, 1e4, 0.0, 5.0]]]])
     extreme_target = np.array([[[4]], [[1]]])
 
@@ -46,15 +47,28 @@ def cases():
     add("dice", reference="autograd", mode="smp")
     add("combined", reference="autograd")
     add("combined", reference="autograd", note="every option changed", lambda_focal=0.7,
-        lambda_dice=1.8, alpha=weight, gamma=1.5, smooth=0.5)
+        lambda_dice=1.8, alpha=weight, gamma=1.5, smooth=0.5, dice_mode="smp")
+    add("tversky", reference="autograd")
+    add("tversky", reference="autograd", alpha=0.8, beta=0.1, smooth=0.0)
+    add("tversky", reference="autograd", classes="all", weight=weight)
+    for implementation in ("loops", "numpy"):
+        lovasz = {"reference": "autograd", "implementation": implementation}
+        add("lovasz", **lovasz)
+        add("lovasz", classes="all", weight=weight, **lovasz)
+    add("ohem", reference="torch")
+    add("ohem", reference="torch", thresh=0.2, min_kept=0.6, weight=weight)
+    add("ohem", reference="torch", inputs=extreme, labels=extreme_target, note="logits of 1e4")
+    add("logit_adjusted", reference="autograd", prior=prior)
+    add("logit_adjusted", reference="autograd", prior=prior, tau=0.5, weight=weight)
 
     coarse = 2 * rng.standard_normal((2, 3, 4, K))
     fine = _target(rng, (2, 10, 13))
     for loss, options in (("ce", {"weight": weight, "label_smoothing": 0.1}),
                           ("focal", {"alpha": weight}), ("dice", {}),
-                          ("combined", {"alpha": weight})):
+                          ("combined", {"alpha": weight}), ("tversky", {}), ("lovasz", {}),
+                          ("ohem", {}), ("logit_adjusted", {"prior": prior})):
         found.append(_case("upsampled_loss", {"coarse": coarse}, fine,
-                           "torch" if loss == "ce" else "autograd", "", None,
+                           "torch" if loss in ("ce", "ohem") else "autograd", "", None,
                            {"loss": loss, **options}))
     return found
 

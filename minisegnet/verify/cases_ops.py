@@ -34,6 +34,13 @@ def cases():
     wide = {"x": draw((1, 4, 3, 15)), "weight": draw((3, 3, 15, OC)), "bias": draw(OC)}
     add("conv2d", wide, ("numpy",), stride=2, padding=1, note="C=15")
 
+    spread_out = {"x": x, "weight": draw((3, 3, OC, C)), "bias": draw(OC)}
+    add("conv_transpose2d", spread_out, BOTH, stride=1, padding=1)
+    add("conv_transpose2d", spread_out, BOTH, stride=2, padding=1)
+    add("conv_transpose2d", spread_out, BOTH, stride=4, note="gaps")
+    # Windows side by side, as in a UNet: a path of its own.
+    add("conv_transpose2d", {"x": x, "weight": draw((2, 2, OC, C))}, BOTH, stride=2, note="2x2")
+
     for K in (3, 5):
         depthwise = {"x": x, "weight": draw((K, K, C))}
         add("depthwise_conv2d", depthwise, BOTH, padding=K // 2, note=f"{K}x{K}")

@@ -1,7 +1,7 @@
 """What has numbers but no backward pass: optimizers, schedules, metrics, class weights.
 
-Optimizers and schedules are compared with torch's. Metrics and weights, which torch does not have,
-are compared with plain formulas that share nothing with the package's code.
+Optimizers and schedules are compared with torch's. Metrics, weights and what else torch does not
+have are compared with plain formulas that share nothing with the package's code.
 """
 
 import math
@@ -15,7 +15,7 @@ from minisegnet.verify.case import ValueCase
 
 def cases():
     """Return the `ValueCase`s."""
-    return _optimizers() + _schedules() + _metrics() + _weights()
+    return _optimizers() + _schedules() + _watchers() + _metrics() + _weights()
 
 
 # Optimizers: ten steps with gradients of very different sizes
@@ -46,6 +46,7 @@ def _optimizers():
         **decay)
     for max_norm in (0.5, 100.0):
         found.append(_clipping(gradients[0], max_norm))
+    found.append(_averages(gradients))
     return found
 
 
@@ -87,6 +88,33 @@ def _clipping(gradient, max_norm):
                      reference="torch")
 
 
+def _averages(weights):
+    decay = 0.15  # below the warm-up of the decay, which torch does not have
+
+    def averages():
+        layer, path = _layer_of(weights[0]), []
+        ema = optim.ExponentialMovingAverage(optim.FlatParameters(layer), layer, decay)
+        for present in weights:
+            layer.params["weight"][:] = present
+            ema.update()
+            path.append(ema.state_dict()["weight"])
+        return np.array(path)
+
+    def expected(oracle):
+        torch = oracle.torch
+        module, path = torch.nn.ParameterList([torch.tensor(weights[0])]), []
+        theirs = torch.optim.swa_utils.AveragedModel(
+            module, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(decay))
+        for present in weights:
+            module[0].data[:] = torch.tensor(present)
+            theirs.update_parameters(module)
+            path.append(theirs.module[0].detach().numpy().copy())
+        return np.array(path)
+
+    return ValueCase("optimizer", "ExponentialMovingAverage", options=f"decay={decay}",
+                     compute=averages, expected=expected, reference="torch")
+
+
 # Schedules: the whole sequence of rates
 
 def _schedules():
@@ -111,7 +139,76 @@ def _schedules():
     add(optim.OneCycleLR(lr, 40), "OneCycleLR", 40, lr, 40, cycle_momentum=False)
     add(optim.LinearWarmup(optim.CosineAnnealingLR(lr, 20), 5, 0.01), "CosineAnnealingLR", 25, 20,
         warmup=(5, 0.01), options="5 steps, then cosine")
+    found.append(_two_stages(lr))
+    found.append(_restart_tops(restarts(lr, 20, 2)))
     return found
+
+
+def _two_stages(lr):
+    schedule = optim.SequentialLR([optim.StepLR(lr, 3, 0.5), optim.StepLR(lr, 4, 0.2)], [10])
+
+    def expected(oracle):
+        first, second = (oracle.schedule_rates("StepLR", steps, lr, *arguments)
+                         for steps, arguments in ((10, (3, 0.5)), (15, (4, 0.2))))
+        return np.concatenate([first, second])
+
+    return ValueCase("schedule", "SequentialLR", options="10 steps, then 15", reference="torch",
+                     compute=lambda: np.array([schedule(step) for step in range(25)]),
+                     expected=expected)
+
+
+def _restart_tops(schedule):
+    def compute():
+        tops = [optim.near_restart_top(schedule, step) for step in range(300)]
+        return np.array([top.cycle_ends[-1] if top else 0 for top in tops])
+
+    def expected():
+        ends = [20] * 20 + [60] * 40 + [140] * 80 + [300] * 160
+        rates = [schedule(step) for step in range(300)]
+        return [end if rate > schedule.lr / 2 + 1e-12 else 0 for end, rate in zip(ends, rates)]
+
+    return ValueCase("schedule", "near_restart_top", compute, expected, "formula",
+                     options="restarts at 20, 60, 140")
+
+
+# What watches a score: one that gets better, then only trembles
+
+def _watchers():
+    rng = np.random.default_rng(9)
+    scores = np.minimum(np.arange(60) / 20, 1) + 0.05 * rng.standard_normal(60)
+    found = []
+    for mode in ("min", "max"):
+        options = {"factor": 0.5, "patience": 2, "cooldown": 1}
+        found.append(ValueCase(
+            "schedule", "ReduceLROnPlateau", options=mode, reference="torch",
+            compute=lambda mode=mode, options=options: _scales(mode, scores, options),
+            expected=lambda oracle, mode=mode, options=options: _torch_scales(
+                oracle.torch, mode, scores, options)))
+
+    def stops():
+        stopping = optim.EarlyStopping("max", 5)
+        return np.array([stopping.update(score) for score in scores])
+
+    found.append(ValueCase("schedule", "EarlyStopping", stops, lambda: [
+        i - scores[:i + 1].argmax() >= 5 for i in range(60)], "formula", options="patience=5"))
+    return found
+
+
+def _scales(mode, scores, options):
+    plateau, path = optim.ReduceLROnPlateau(mode, **options), []
+    for score in scores:
+        plateau.update(score)
+        path.append(plateau.scale)
+    return np.array(path)
+
+
+def _torch_scales(torch, mode, scores, options):
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    plateau, path = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, mode, **options), []
+    for score in scores:
+        plateau.step(score)
+        path.append(optimizer.param_groups[0]["lr"])
+    return np.array(path)
 
 
 # Metrics: pixels counted class by class with boolean masks, no confusion matrix
@@ -150,6 +247,8 @@ def _metrics():
             recall[c] = both / np.sum(t == c)
 
     found = []
+    add("counts", lambda: [[np.sum((t == c) & (p == c)) for c in range(K)],
+                           [np.sum(t == c) for c in range(K)], [np.sum(p == c) for c in range(K)]])
     add("iou", lambda: iou)
     add("dice", lambda: dice)
     add("precision", lambda: precision)

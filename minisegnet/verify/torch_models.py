@@ -3,6 +3,8 @@
 Names match `minisegnet.models.to_torch_state_dict`, so that its weights load strictly.
 """
 
+from collections import OrderedDict
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -151,13 +153,69 @@ class _Light(nn.Module):
         return _resize(self.classifier(x), images.shape[2:])
 
 
+class _DoubleConv(nn.Module):
+    def __init__(self, in_channels, out_channels, momentum):
+        super().__init__()
+        first = _conv_norm(in_channels, out_channels, 3, momentum=momentum)
+        self.double_conv = first + _conv_norm(out_channels, out_channels, 3, momentum=momentum)
+
+    def forward(self, x):
+        return self.double_conv(x)
+
+
+class _Down(nn.Module):
+    def __init__(self, in_channels, out_channels, momentum):
+        super().__init__()
+        self.maxpool_conv = nn.Sequential(nn.MaxPool2d(2),
+                                          _DoubleConv(in_channels, out_channels, momentum))
+
+    def forward(self, x):
+        return self.maxpool_conv(x)
+
+
+class _Up(nn.Module):
+    def __init__(self, in_channels, out_channels, momentum):
+        super().__init__()
+        self.up = nn.ConvTranspose2d(in_channels, in_channels // 2, 2, stride=2)
+        self.conv = _DoubleConv(in_channels, out_channels, momentum)
+
+    def forward(self, x, skip):
+        x = self.up(x)
+        rows, cols = skip.shape[2] - x.shape[2], skip.shape[3] - x.shape[3]
+        x = F.pad(x, (cols // 2, cols - cols // 2, rows // 2, rows - rows // 2))
+        return self.conv(torch.cat([skip, x], 1))
+
+
+class UNetTwin(nn.Module):
+    def __init__(self, num_classes, width, momentum):
+        super().__init__()
+        self.inc = _DoubleConv(3, width, momentum)
+        for i in range(4):
+            inner, outer = 2 ** (i + 1) * width, 2 ** i * width
+            self.add_module(f"down{i + 1}", _Down(outer, inner, momentum))
+            self.add_module(f"up{4 - i}", _Up(inner, outer, momentum))
+        self.outc = nn.Sequential(OrderedDict(conv=nn.Conv2d(width, num_classes, 1)))
+
+    def forward(self, images):
+        skips = [self.inc(images)]
+        for down in (self.down1, self.down2, self.down3, self.down4):
+            skips.append(down(skips[-1]))
+        x = skips.pop()
+        for up in (self.up1, self.up2, self.up3, self.up4):
+            x = up(x, skips.pop())
+        return self.outc(x)
+
+
 def torch_twin(model, *, dropout=None, batch_norm_momentum=0.1):
     """Return the torch module with the architecture and weights of `model` (NCHW in and out).
 
     `dropout` overrides the ASPP's probability in the twin (0 to compare numbers).
     """
-    p = model.aspp.dropout.p if dropout is None else dropout
     momentum = batch_norm_momentum
+    if model.name in ("unet_small", "unet"):
+        twin = UNetTwin(model.num_classes, 16 if model.name == "unet_small" else 64, momentum)
+        return _with_weights_of(model, twin)
+    p = model.aspp.dropout.p if dropout is None else dropout
     if model.name == "mini":
         twin = _Light(_MobileNetV3(MINI, None, momentum), model.num_classes, 48, 16, (2, 4), p,
                       momentum)
@@ -166,6 +224,10 @@ def torch_twin(model, *, dropout=None, batch_norm_momentum=0.1):
                       momentum)
     else:
         twin = _Baseline(_MobileNetV3(SMALL, 576, momentum), model.num_classes, p, momentum)
+    return _with_weights_of(model, twin)
+
+
+def _with_weights_of(model, twin):
     state = {name: torch.from_numpy(array) for name, array in to_torch_state_dict(model).items()}
     twin.to(next(iter(state.values())).dtype)
     twin.load_state_dict(state)

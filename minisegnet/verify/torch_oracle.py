@@ -5,6 +5,7 @@ torch's autograd gives the gradients. Losses that torch does not have are writte
 formulas here; autograd then still judges our gradient.
 """
 
+import math
 import warnings
 
 import numpy as np
@@ -44,6 +45,10 @@ def nhwc(x):
 
 def conv2d(x, weight, bias=None, **window):
     return nhwc(F.conv2d(nchw(x), weight.permute(3, 2, 0, 1), bias, **window))
+
+
+def conv_transpose2d(x, weight, bias=None, **window):
+    return nhwc(F.conv_transpose2d(nchw(x), weight.permute(3, 2, 0, 1), bias, **window))
 
 
 def depthwise_conv2d(x, weight, **window):
@@ -199,22 +204,68 @@ def dice(logits, *, target, smooth=1.0, classes="present", weight=None, log=Fals
         return (loss * (truth > 0)).mean()
     score = (2 * intersection + smooth) / (predicted + truth + smooth)
     loss = -score.log() if log else 1 - score
-    w = torch.ones_like(score) if weight is None else weight
+    return mean_over_classes(loss, truth, classes, weight)
+
+
+def mean_over_classes(losses, truth, classes, weight):
+    """Return the weighted mean of losses (K,), over classes with truth (K,) > 0, or over all."""
+    w = torch.ones_like(losses) if weight is None else weight
     if classes == "present":
         w = w * (truth > 0)
-    return (w * loss).sum() / w.sum()
+    return (w * losses).sum() / w.sum()
 
 
 def combined(logits, *, target, lambda_focal=1.0, lambda_dice=1.0, alpha=None, gamma=2.0,
-             smooth=1.0, ignore_index=255):
+             smooth=1.0, dice_mode="pooled", ignore_index=255):
     return (
         lambda_focal * focal(logits, target=target, alpha=alpha, gamma=gamma,
                              ignore_index=ignore_index)
-        + lambda_dice * dice(logits, target=target, smooth=smooth, ignore_index=ignore_index)
+        + lambda_dice * dice(logits, target=target, smooth=smooth, mode=dice_mode,
+                             ignore_index=ignore_index)
     )
 
 
-LOSSES = {"ce": cross_entropy, "focal": focal, "dice": dice, "combined": combined}
+def tversky(logits, *, target, alpha=0.3, beta=0.7, smooth=1.0, classes="present", weight=None,
+            ignore_index=255):
+    log_p, y = valid_pixels(logits, target, ignore_index)
+    p, t = log_p.exp(), F.one_hot(y, logits.shape[-1]).to(logits.dtype)  # (P, K)
+    found, wrong, missed = ((a * b).sum(0) for a, b in ((p, t), (p, 1 - t), (1 - p, t)))  # (K,)
+    index = (found + smooth) / (found + alpha * wrong + beta * missed + smooth)
+    return mean_over_classes(1 - index, t.sum(0), classes, weight)
+
+
+def lovasz(logits, *, target, classes="present", weight=None, ignore_index=255):
+    """The IoU of every cut through the sorted errors, class by class, and its steps."""
+    log_p, y = valid_pixels(logits, target, ignore_index)
+    t = F.one_hot(y, logits.shape[-1]).to(logits.dtype)  # (P, K)
+    errors, order = (t - log_p.exp()).abs().sort(dim=0, descending=True)
+    t_sorted, truth = t.gather(0, order), t.sum(0)
+    iou = (truth - t_sorted.cumsum(0)) / (truth + (1 - t_sorted).cumsum(0))  # (P, K)
+    steps = (1 - iou).diff(dim=0, prepend=torch.zeros_like(iou[:1]))
+    return mean_over_classes((errors * steps).sum(0), truth, classes, weight)
+
+
+def ohem(logits, *, target, thresh=0.7, min_kept=1 / 16, weight=None, ignore_index=255):
+    """torch's cross-entropy of the n hardest pixels, n from both rules at once."""
+    log_p, y = valid_pixels(logits, target, ignore_index)
+    log_pt = log_p.gather(1, y[:, None])[:, 0].detach()
+    n = max(math.ceil(min_kept * len(y)), int((log_pt.exp() < thresh).sum()))
+    hardest = log_pt.topk(n, largest=False).indices
+    return F.nll_loss(log_p[hardest], y[hardest], weight)
+
+
+def logit_adjusted(logits, *, target, prior, tau=1.0, weight=None, ignore_index=255):
+    """log sum_c (pi_c / pi_y)^tau exp(z_c - z_y): every class bids against the true one."""
+    valid = target != ignore_index
+    z, y = logits[valid], target[valid].long()[:, None]  # (P, K), (P, 1)
+    share = torch.where(prior > 0, prior, prior.max()) ** tau
+    losses = (share / share[y] * (z - z.gather(1, y)).exp()).sum(1).log()
+    w = torch.ones_like(losses) if weight is None else weight[y[:, 0]]
+    return (w * losses).sum() / w.sum()
+
+
+LOSSES = {"ce": cross_entropy, "focal": focal, "dice": dice, "combined": combined,
+          "tversky": tversky, "lovasz": lovasz, "ohem": ohem, "logit_adjusted": logit_adjusted}
 
 
 def upsampled_loss(coarse, *, target, loss, **options):
