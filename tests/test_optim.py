@@ -279,6 +279,24 @@ def test_a_run_split_by_a_saved_state_equals_the_unbroken_one_bit_for_bit(rng, n
     np.testing.assert_array_equal(second.flat.data, unbroken.flat.data)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_after_a_reset_the_steps_are_those_of_a_new_optimizer_bit_for_bit(rng, name):
+    cls, options = OPTIMIZERS[name]
+    old = cls(tiny_model(rng), **options)
+    for _ in range(3):
+        old.flat.grad[:] = rng.standard_normal(84)
+        old.step()
+    new = cls(tiny_model(rng), **options)
+    new.flat.data[:] = old.flat.data
+    old.reset_state()
+    assert old.num_steps == 0
+    for _ in range(4):
+        old.flat.grad[:] = new.flat.grad[:] = rng.standard_normal(84)
+        old.step()
+        new.step()
+        np.testing.assert_array_equal(old.flat.data, new.flat.data)
+
+
 def test_a_saved_state_does_not_change_with_later_steps(rng):
     optimizer = AdamW(tiny_model(rng))
     saved = optimizer.state_dict()

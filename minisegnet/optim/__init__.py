@@ -1,8 +1,10 @@
-"""Optimizers, learning-rate schedules and gradient clipping."""
+"""Optimizers, averages of the weights, learning-rate schedules and gradient clipping."""
 
 from minisegnet.optim.adamw import AdamW
 from minisegnet.optim.clipping import clip_grad_norm, global_norm
+from minisegnet.optim.ema import ExponentialMovingAverage
 from minisegnet.optim.flat import FlatParameters
+from minisegnet.optim.plateau import EarlyStopping, ReduceLROnPlateau
 from minisegnet.optim.rmsprop import RMSprop
 from minisegnet.optim.schedules import (
     ConstantLR,
@@ -11,7 +13,9 @@ from minisegnet.optim.schedules import (
     LinearWarmup,
     OneCycleLR,
     PolynomialLR,
+    SequentialLR,
     StepLR,
+    near_restart_top,
 )
 from minisegnet.optim.sgd import SGD
 
@@ -20,13 +24,18 @@ __all__ = [
     "ConstantLR",
     "CosineAnnealingLR",
     "CosineAnnealingWarmRestarts",
+    "EarlyStopping",
+    "ExponentialMovingAverage",
     "FlatParameters",
     "LinearWarmup",
     "OneCycleLR",
     "PolynomialLR",
     "RMSprop",
+    "ReduceLROnPlateau",
     "SGD",
+    "SequentialLR",
     "StepLR",
     "clip_grad_norm",
     "global_norm",
+    "near_restart_top",
 ]

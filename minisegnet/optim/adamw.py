@@ -67,13 +67,13 @@ class AdamW(Optimizer):
         self.decayed = None if decay_norm_and_bias else ~self.flat.is_norm_or_bias  # (P,) bool
         self.state = {"exp_avg": self._zeros(), "exp_avg_sq": self._zeros()}
 
-    def _update(self, block):
+    def _update(self, block, lr):
         weight_decay = self.weight_decay
         if self.decayed is not None:
             weight_decay = self.decayed[block] * self.flat.data.dtype.type(weight_decay)
         adamw_update_inplace(
             self.flat.data[block], self.flat.grad[block],
             self.state["exp_avg"][block], self.state["exp_avg_sq"][block],
-            t=self.num_steps, lr=self.lr, betas=self.betas, eps=self.eps,
+            t=self.num_steps, lr=lr, betas=self.betas, eps=self.eps,
             weight_decay=weight_decay,
         )

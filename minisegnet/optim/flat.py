@@ -23,7 +23,8 @@ class FlatParameters:
     ValueError where there are none.
 
     Attributes: `data`, `grad` (P,); `names`, dotted, in the order of the buffer; `slices`, name to
-    slice; `is_norm_or_bias` (P,) bool, True where a parameter array has one axis.
+    slice; `is_norm_or_bias` (P,) bool, True where a parameter array has one axis; `lr_scales`,
+    name to the factor on the learning rate, 1 at first (`set_lr_scale`).
     """
 
     def __init__(self, model):
@@ -58,12 +59,36 @@ class FlatParameters:
             layer.params[key] = self.data[part].reshape(array.shape)
             layer.grads[key] = self.grad[part].reshape(array.shape)
             self._views.append((layer, key, layer.params[key], layer.grads[key]))
+        self.lr_scales = dict.fromkeys(self.names, 1.0)
+        self._runs = [(slice(0, size), 1.0)]  # the buffer, cut where the scale changes
 
-    def blocks(self):
-        """Return slices that cover the buffer: cache-sized on a CPU, one on a GPU."""
-        size = self.data.size
-        block = BLOCK_SIZE if self.xp is np else size
-        return [slice(start, min(start + block, size)) for start in range(0, size, block)]
+    def blocks(self, part=None):
+        """Return slices that cover the buffer, or its slice `part`: cache-sized, one on a GPU."""
+        start, stop = (0, self.data.size) if part is None else (part.start, part.stop)
+        block = BLOCK_SIZE if self.xp is np else stop - start
+        return [slice(at, min(at + block, stop)) for at in range(start, stop, block)]
+
+    def set_lr_scale(self, prefix, scale):
+        """See `Optimizer.set_lr_scale`."""
+        if not (math.isfinite(scale) and scale >= 0):
+            raise ValueError(f"a learning-rate scale is a finite number >= 0, not {scale}")
+        chosen = [name for name in self.names if f"{name}.".startswith(f"{prefix}.")]
+        if not chosen:
+            top = dict.fromkeys(name.partition(".")[0] for name in self.names)
+            raise ValueError(f"no parameter has the name {prefix!r} or lies below it; at the top "
+                             f"are {', '.join(top)}")
+        self.lr_scales.update(dict.fromkeys(chosen, float(scale)))
+        self._runs = []
+        for name, part in self.slices.items():
+            # Neighbours of equal scale are one run: a layer's few numbers make a poor block.
+            if self._runs and self._runs[-1][1] == self.lr_scales[name]:
+                part = slice(self._runs.pop()[0].start, part.stop)
+            self._runs.append((part, self.lr_scales[name]))
+
+    def trained_blocks(self):
+        """Return pairs (block, learning-rate scale) of all that is not frozen."""
+        return [(block, scale) for part, scale in self._runs if scale > 0
+                for block in self.blocks(part)]
 
     def check_bound(self):
         """Raise RuntimeError if a layer no longer uses its view of the buffer."""
@@ -78,7 +103,7 @@ class FlatParameters:
 class Optimizer:
     """What every optimizer has: a flat buffer, a learning rate, and named state arrays.
 
-    A subclass fills `state` (name to (P,) array) and writes `_update(block)`, which changes
+    A subclass fills `state` (name to (P,) array) and writes `_update(block, lr)`, which changes
     `flat.data[block]` in place.
     """
 
@@ -98,15 +123,39 @@ class Optimizer:
         """Set every gradient to 0."""
         self.flat.grad.fill(0)
 
+    def set_lr_scale(self, prefix, scale):
+        """Update the parameter named `prefix`, or all below it, at `self.lr * scale` from now on.
+
+        The last call that names a parameter counts. Scale 0 freezes: neither value nor state
+        changes, there is no weight decay, and clipping does not see the gradient, as with torch's
+        `requires_grad=False`. What thaws finds its state as it was left and the steps counted on
+        meanwhile; for a clean start call `reset_state`. ValueError for an unknown prefix or a
+        negative scale.
+        """
+        self.flat.set_lr_scale(prefix, scale)
+
     def step(self):
-        """Update every parameter in place from its gradient."""
+        """Update every parameter that is not frozen in place from its gradient."""
         self.flat.check_bound()
         self.num_steps += 1
-        for block in self.flat.blocks():
-            self._update(block)
+        for block, scale in self.flat.trained_blocks():
+            self._update(block, self.lr * scale)
+
+    def reset_state(self):
+        """Forget all steps: the next one is that of a new optimizer at the present parameters.
+
+        `lr` and the scales stay.
+        """
+        self.num_steps = 0
+        for array in self.state.values():
+            array.fill(0)
 
     def state_dict(self):
-        """Return what a resumed run needs: `num_steps`, `lr`, and a copy of each state array."""
+        """Return what a resumed run needs: `num_steps`, `lr`, and a copy of each state array.
+
+        The learning-rate scales are not part of it: they follow from the settings and the epoch,
+        and whoever resumes sets them again.
+        """
         arrays = {name: asnumpy(array).copy() for name, array in self.state.items()}
         return {"num_steps": self.num_steps, "lr": self.lr, **arrays}
 

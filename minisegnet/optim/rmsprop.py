@@ -34,7 +34,7 @@ class RMSprop(Optimizer):
         if momentum:
             self.state["momentum_buffer"] = self._zeros()
 
-    def _update(self, block):
+    def _update(self, block, lr):
         p, g = self.flat.data[block], self.flat.grad[block]
         square_avg = self.state["square_avg"][block]
         if self.weight_decay:
@@ -47,4 +47,4 @@ class RMSprop(Optimizer):
             buffer *= self.momentum
             buffer += update
             update = buffer
-        p -= self.lr * update
+        p -= lr * update

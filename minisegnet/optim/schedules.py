@@ -6,8 +6,10 @@ those of `torch.optim.lr_scheduler`, whose objects keep state instead.
 """
 
 import math
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 def _require(condition, message):
@@ -77,14 +79,23 @@ class CosineAnnealingWarmRestarts:
         _require(self.T_0 > 0, f"T_0 must be above 0, got {self.T_0}")
         _require(self.T_mult >= 1, f"T_mult must be at least 1, got {self.T_mult}")
 
-    def __call__(self, step):
-        length = self.T_0
+    def cycle(self, step):
+        """Return the first step of the cycle that `step` lies in, and the first of the next."""
+        start, length = 0, self.T_0
         if self.T_mult == 1:
-            step %= length
-        while step >= length:
-            step -= length
+            start = int(step // length) * length
+        while step >= start + length:
+            start += length
             length *= self.T_mult
-        return _cosine(self.lr, self.eta_min, step / length)
+        return start, start + length
+
+    def position(self, step):
+        """Return how much of its cycle lies behind `step`, a fraction in [0, 1)."""
+        start, end = self.cycle(step)
+        return (step - start) / (end - start)
+
+    def __call__(self, step):
+        return _cosine(self.lr, self.eta_min, self.position(step))
 
 
 @dataclass(frozen=True)
@@ -158,3 +169,61 @@ class LinearWarmup:
             return self.schedule(step - self.warmup_steps)
         progress = step / self.warmup_steps
         return self.schedule(0) * (self.start_factor + (1 - self.start_factor) * progress)
+
+
+@dataclass(frozen=True)
+class SequentialLR:
+    """`schedules` one after another, each from its own step 0; the next begins at its milestone.
+
+    `milestones` are the first steps of all but the first schedule. torch's SequentialLR takes
+    schedulers of one base rate; these each bring their own, as two stages of a training need.
+    """
+
+    schedules: Sequence[Callable[[float], float]]
+    milestones: Sequence[int]
+
+    def __post_init__(self):
+        times = [0, *self.milestones]
+        _require(len(self.schedules) == len(times) and times == sorted(times),
+                 f"SequentialLR takes a milestone >= 0 for each schedule but the first, in order; "
+                 f"got {len(self.schedules)} schedules and milestones {list(self.milestones)}")
+
+    def part(self, step):
+        """Return the schedule that `step` falls to, and its first step."""
+        index = bisect_right(self.milestones, step)
+        return self.schedules[index], self.milestones[index - 1] if index else 0
+
+    def __call__(self, step):
+        schedule, start = self.part(step)
+        return schedule(step - start)
+
+
+class RestartTop(NamedTuple):
+    """The end of a run in the upper half of a cosine cycle."""
+
+    lr: float  # at the last step
+    cycle_ends: tuple  # steps of a run that would end with the cycle before, if any, or with this
+
+
+def near_restart_top(schedule, last_step):
+    """Return a `RestartTop` if a run up to `last_step` ends high in a cycle, else None.
+
+    High is above half way from `eta_min` to `lr`, in the first half of the cycle: the run has just
+    restarted, or has not come down yet. Looks into LinearWarmup and SequentialLR; `cycle_ends`
+    count from the beginning of all.
+    """
+    start = 0  # of the schedule looked at
+    while isinstance(schedule, (LinearWarmup, SequentialLR)):
+        if isinstance(schedule, SequentialLR):
+            schedule, first = schedule.part(last_step - start)
+        else:
+            schedule, first = schedule.schedule, schedule.warmup_steps
+        start += first
+    step = last_step - start
+    if not isinstance(schedule, CosineAnnealingWarmRestarts) or step < 0:  # below 0: warming up
+        return None
+    before, after = schedule.cycle(step)
+    is_high = schedule.position(step) < 0.5 and schedule.lr > schedule.eta_min
+    if not is_high or step + 1 == after:  # a cycle of one step is over at its top
+        return None
+    return RestartTop(schedule(step), tuple(start + end for end in (before, after) if end > 0))

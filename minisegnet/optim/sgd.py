@@ -27,7 +27,7 @@ class SGD(Optimizer):
         if momentum:
             self.state = {"momentum_buffer": self._zeros()}
 
-    def _update(self, block):
+    def _update(self, block, lr):
         p, g = self.flat.data[block], self.flat.grad[block]
         direction = g + self.weight_decay * p
         if self.momentum:
@@ -35,4 +35,4 @@ class SGD(Optimizer):
             buffer *= self.momentum
             buffer += direction
             direction = direction + self.momentum * buffer if self.nesterov else buffer
-        p -= self.lr * direction
+        p -= lr * direction
