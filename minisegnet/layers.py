@@ -35,11 +35,16 @@ class Layer:
     `params` and `grads` have the same keys; `buffers` are arrays that training changes but no
     gradient does. A layer assigned as an attribute becomes one of `children` under that name.
     Parameters are only ever written in place, so that an optimizer may gather them in one buffer.
+
+    `frozen` asks a layer to learn nothing: its forward keeps nothing, and its backward returns at
+    once. The backbone of a model honours it; other layers have no use for it. Batch norms below
+    go on following the batches, unless `freeze_batch_norm` stops them too.
     """
 
     def __init__(self):
         self.params, self.grads, self.buffers, self.children = {}, {}, {}, {}
         self.training = True
+        self.frozen = False
         self._cache = None
 
     def __setattr__(self, name, value):
@@ -162,6 +167,34 @@ class Conv2d(Layer):
         return dx
 
 
+class ConvTranspose2d(Layer):
+    """Transposed convolution of (N, H, W, in_channels) to (N, OH, OW, out_channels), with bias.
+
+    OH = (H - 1) * stride - 2 * padding + kernel_size. He initialisation by the number of products
+    that add up in an output, in_channels * (kernel_size / stride)^2; zero bias.
+    """
+
+    def __init__(self, in_channels, out_channels, kernel_size, *, stride=1, padding=0, rng):
+        super().__init__()
+        self.window = {"stride": stride, "padding": padding}
+        shape = (kernel_size, kernel_size, out_channels, in_channels)
+        fan = in_channels * (kernel_size / stride) ** 2
+        self.add_parameter("weight", he_normal(rng, shape, fan))
+        self.add_parameter("bias", np.zeros(out_channels, np.float32))
+
+    def forward(self, x):
+        out, cache = ops.conv_transpose2d_forward(x, self.params["weight"], self.params["bias"],
+                                                  **self.window)
+        self._keep(cache)
+        return out
+
+    def backward(self, dout):
+        dx, dweight, dbias = ops.conv_transpose2d_backward(dout, self._spend())
+        self.grads["weight"] += dweight
+        self.grads["bias"] += dbias
+        return dx
+
+
 class DepthwiseConv2d(Layer):
     """One square kernel per channel: (N, H, W, channels) to (N, OH, OW, channels), no bias."""
 
@@ -183,21 +216,31 @@ class DepthwiseConv2d(Layer):
 
 
 class BatchNorm2d(Layer):
-    """Batch normalisation per channel; `momentum` is the share of the new batch, as in torch."""
+    """Batch normalisation per channel; `momentum` is the share of the new batch, as in torch.
+
+    With `frozen_statistics` training, too, uses the running statistics and leaves them as they
+    are; weight and bias still train.
+    """
 
     def __init__(self, channels, *, momentum=0.1, eps=1e-5):
         super().__init__()
         self.momentum, self.eps = momentum, eps
+        self.frozen_statistics = False
         self.add_parameter("weight", np.ones(channels, np.float32))
         self.add_parameter("bias", np.zeros(channels, np.float32))
         self.buffers["running_mean"] = np.zeros(channels, np.float32)
         self.buffers["running_var"] = np.ones(channels, np.float32)
 
+    @property
+    def uses_batch_statistics(self):
+        """Whether the next forward normalises by the batch, and not by the running statistics."""
+        return self.training and not self.frozen_statistics
+
     def forward(self, x):
         mean, var = self.buffers["running_mean"], self.buffers["running_var"]
         out, cache, mean[...], var[...] = ops.batch_norm_forward(
             x, self.params["weight"], self.params["bias"], mean, var,
-            training=self.training, momentum=self.momentum, eps=self.eps)
+            training=self.uses_batch_statistics, momentum=self.momentum, eps=self.eps)
         self._keep(cache)
         return out
 
@@ -206,6 +249,17 @@ class BatchNorm2d(Layer):
         self.grads["weight"] += dweight
         self.grads["bias"] += dbias
         return dx
+
+
+def freeze_batch_norm(layer, frozen=True):
+    """Set `frozen_statistics` of every BatchNorm2d in `layer` and below; return `layer`.
+
+    For batches too small to estimate a mean and a variance, and for fine-tuning.
+    """
+    for _, below in layer.named_layers():
+        if isinstance(below, BatchNorm2d):
+            below.frozen_statistics = frozen
+    return layer
 
 
 class _Activation(Layer):

@@ -14,10 +14,13 @@ import numpy as np
 from minisegnet.blocks import ConvNormActivation
 from minisegnet.cli import ArgumentParser, number, positive_int
 from minisegnet.errors import run_command
-from minisegnet.layers import Conv2d, DepthwiseConv2d, Layer
+from minisegnet.layers import Conv2d, ConvTranspose2d, DepthwiseConv2d, Layer
 from minisegnet.models import MODEL_NAMES, build_model
+from minisegnet.models.unet import DoubleConv
 
 MIB = 2 ** 20
+CONVOLUTIONS = (Conv2d, DepthwiseConv2d, ConvTranspose2d)
+BLOCKS = (ConvNormActivation, DoubleConv)
 
 
 class Row(NamedTuple):
@@ -47,12 +50,12 @@ def summarize(name, num_classes, image_size=(176, 240), batch_size=8):
 
     def add(layer, name, depth):
         below = [each for _, each in layer.named_layers() if each in order]
-        convs = [each for each in below if isinstance(each, (Conv2d, DepthwiseConv2d))]
+        convs = [each for each in below if isinstance(each, CONVOLUTIONS)]
         rows.append(Row(name, _describe(layer), depth, shapes[layer], layer.num_parameters,
                         sum(_multiply_adds(conv, shapes[conv]) for conv in convs),
                         sum(kept[each] for each in below)))
         # What a block is made of is a detail, below the blocks wherever they stand.
-        below_this = max(depth + 1, 3) if isinstance(layer, ConvNormActivation) else depth + 1
+        below_this = max(depth + 1, 3) if isinstance(layer, BLOCKS) else depth + 1
         for child_name, child in sorted(_steps(layer), key=lambda child: order[child[1]]):
             add(child, child_name, below_this)
 
@@ -120,6 +123,11 @@ def _steps(layer):
 
 def _multiply_adds(conv, out_shape):
     """Every output pixel meets every weight once; taps on padding are counted, as is usual."""
+    if isinstance(conv, ConvTranspose2d):  # every input pixel meets every weight once
+        stride, padding = conv.window["stride"], conv.window["padding"]
+        H, W = ((size + 2 * padding - kernel) // stride + 1 for size, kernel in
+                zip(out_shape[1:3], conv.params["weight"].shape))
+        return H * W * conv.params["weight"].size
     return out_shape[1] * out_shape[2] * conv.params["weight"].size
 
 
@@ -127,12 +135,12 @@ def _describe(layer):
     """Return the kind of a layer, a convolution with its window."""
     conv = layer.conv if isinstance(layer, ConvNormActivation) else layer
     words = [type(layer).__name__]
-    if isinstance(conv, (Conv2d, DepthwiseConv2d)):
+    if isinstance(conv, CONVOLUTIONS):
         KH, KW = conv.params["weight"].shape[:2]
         depthwise = isinstance(conv, DepthwiseConv2d) and conv is not layer
         words.append(f"{'depthwise ' * depthwise}{KH}x{KW}")
         words += [f"{option} {conv.window[option]}" for option in ("stride", "dilation")
-                  if conv.window[option] > 1]
+                  if conv.window.get(option, 1) > 1]
     return " ".join(words)
 
 

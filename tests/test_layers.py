@@ -2,11 +2,12 @@
 
 import numpy as np
 import pytest
-from checks import assert_agrees, frozen
+from checks import assert_agrees, assert_finite_differences_agree, frozen
 
 from minisegnet import layers, ops
 from minisegnet.blocks import SqueezeExcite, conv_norm_activation
 from minisegnet.layers import BackwardError, Layer, inference_mode
+from minisegnet.models import build_model
 
 
 def conv(rng=None, **options):
@@ -17,8 +18,11 @@ def conv(rng=None, **options):
 # name -> (a layer for x (2, 6, 5, 3), further arguments of forward)
 LAYERS = {
     "Conv2d": (conv, ()),
+    "ConvTranspose2d": (lambda: layers.ConvTranspose2d(3, 2, 2, stride=2,
+                                                       rng=np.random.default_rng(1)), ()),
     "DepthwiseConv2d": (lambda: layers.DepthwiseConv2d(3, 3, rng=np.random.default_rng(1)), ()),
     "BatchNorm2d": (lambda: layers.BatchNorm2d(3), ()),
+    "frozen BatchNorm2d": (lambda: layers.freeze_batch_norm(layers.BatchNorm2d(3)), ()),
     "ReLU": (layers.ReLU, ()),
     "ReLU6": (layers.ReLU6, ()),
     "Hardswish": (layers.Hardswish, ()),
@@ -141,6 +145,17 @@ def test_layers_are_their_ops(rng):
     assert_agrees(layer.grads["bias"], dbias)
 
 
+def test_a_transposed_convolution_keeps_the_variance_that_a_relu_halved():
+    rng = np.random.default_rng(1)
+    layer = layers.ConvTranspose2d(64, 48, 4, stride=2, padding=1, rng=rng)
+    x = np.maximum(rng.standard_normal((2, 12, 12, 64)), 0).astype(np.float32)
+    out = layer.forward(x)
+    assert out.shape == (2, 24, 24, 48) and not layer.params["bias"].any()
+    # 64 * 4 products of mean square 1/2 * 2/256 add up to 1 in each, but for the border, where
+    # some are missing; 48 channels in 4 phases share a mean: the deviation of the result is 7 %.
+    assert abs((out[:, 1:-1, 1:-1] ** 2).mean() - 1) < 0.25
+
+
 def test_the_first_layer_can_leave_out_its_input_gradient(rng):
     layer = conv().astype(np.float64)
     dout = rng.standard_normal(layer.forward(rng.standard_normal((1, 4, 4, 3))).shape)
@@ -164,6 +179,58 @@ def test_batch_norm_moves_its_running_statistics_in_place_in_training_only(rng):
     np.testing.assert_array_equal((mean, var), before)
 
 
+def frozen_norm(rng):
+    """A norm in training whose frozen statistics are nobody's mean and variance."""
+    norm = randomize(layers.BatchNorm2d(3).astype(np.float64), rng)
+    norm.buffers["running_mean"][...] = rng.standard_normal(3)
+    norm.buffers["running_var"][...] = rng.uniform(0.5, 2, 3)
+    return layers.freeze_batch_norm(norm)
+
+
+def test_frozen_statistics_are_used_and_kept_in_training_and_weight_and_bias_train(rng):
+    norm = frozen_norm(rng)
+    before = {name: buffer.copy() for name, buffer in norm.buffers.items()}
+    x = rng.standard_normal((1, 1, 1, 3))  # one value per channel: no batch statistics to be had
+    out = norm.forward(x)
+    xhat = (x - before["running_mean"]) / np.sqrt(before["running_var"] + norm.eps)
+    assert norm.training
+    assert_agrees(out, norm.params["weight"] * xhat + norm.params["bias"])
+    for name, buffer in norm.buffers.items():
+        np.testing.assert_array_equal(buffer, before[name])
+    dout = rng.standard_normal(x.shape)
+    norm.backward(dout)
+    assert_agrees(norm.grads["weight"], (dout * xhat)[0, 0, 0])
+    assert_agrees(norm.grads["bias"], dout[0, 0, 0])
+
+
+def test_gradients_through_frozen_statistics_match_finite_differences(rng):
+    norm = frozen_norm(rng)
+    inputs = [rng.standard_normal((2, 3, 2, 3)), norm.params["weight"].copy(),
+              norm.params["bias"].copy()]
+
+    def forward(x, weight, bias):
+        norm.params["weight"][...], norm.params["bias"][...] = weight, bias
+        return norm.forward(x)
+
+    dout = rng.standard_normal(forward(*inputs).shape)
+    dx = norm.backward(dout)
+    gradients = [dx, norm.grads["weight"], norm.grads["bias"]]
+    assert_finite_differences_agree(forward, inputs, gradients, dout)
+
+
+def test_freezing_reaches_every_norm_below_and_is_undone(rng):
+    parent = tree()
+    parent.rest.norm = layers.BatchNorm2d(4)
+    norms = [parent.norm, parent.rest.norm]
+    assert layers.freeze_batch_norm(parent) is parent
+    assert all(norm.frozen_statistics and not norm.uses_batch_statistics for norm in norms)
+    assert not any(norm.uses_batch_statistics for norm in parent.train().rest.children.values()
+                   if isinstance(norm, layers.BatchNorm2d))
+    layers.freeze_batch_norm(parent.rest, False)
+    assert [norm.uses_batch_statistics for norm in norms] == [False, True]
+    assert not parent.rest.eval().norm.uses_batch_statistics
+
+
 def test_dropout_is_off_in_evaluation_and_at_probability_zero(rng):
     x = rng.standard_normal((2, 3, 4, 5))
     for layer in (layers.Dropout(0.9, rng=rng).eval(), layers.Dropout(0.0, rng=rng)):
@@ -180,6 +247,65 @@ def test_concatenate_splits_what_it_joined(rng):
     np.testing.assert_array_equal(db, dout[..., 2:])
     with pytest.raises(BackwardError):
         layer.backward(dout)
+
+
+# A frozen backbone
+
+def backbone_and_head(name="mini"):
+    """Return a float64 model without dropout."""
+    model = build_model(name, 4, dtype="float64")
+    model.aspp.dropout.p = 0
+    return model
+
+
+@pytest.mark.parametrize("name", ["mini", "deeplab_light", "deeplab_baseline"])
+def test_a_frozen_backbone_gets_no_gradient_and_the_head_the_same_as_ever(rng, name):
+    model = backbone_and_head(name)
+    images, dlogits = rng.standard_normal((2, 25, 35, 3)), rng.standard_normal((2, 25, 35, 4))
+    model.forward(images)
+    model.eval()
+    model.forward(images)
+    model.backward(dlogits)
+    expected = {name: gradient.copy() for name, gradient in model.named_gradients()}
+    model.zero_grad()
+    model.backbone.frozen = True
+    model.forward(images)
+    model.backward(dlogits)
+    for name, gradient in model.named_gradients():
+        if name.startswith("backbone."):
+            assert expected[name].any() and not gradient.any(), name
+        else:
+            np.testing.assert_array_equal(gradient, expected[name], err_msg=name)
+
+
+def test_a_frozen_backbone_keeps_nothing_and_thaws(rng):
+    model = backbone_and_head()
+    images = rng.standard_normal((2, 25, 35, 3))
+    model.forward(images)  # what this forward kept goes, too
+    model.backbone.frozen = True
+    dlogits = rng.standard_normal(model.forward(images).shape)
+    assert all(layer._cache is None for _, layer in model.backbone.named_layers())
+    model.backward(dlogits)
+    model.backbone.frozen = False
+    model.forward(images)
+    model.backward(dlogits)
+    assert all(gradient.any() for _, gradient in model.backbone.named_gradients())
+
+
+def test_a_frozen_backbone_in_training_keeps_its_statistics_only_if_they_are_frozen(rng):
+    model = backbone_and_head()
+    images = rng.standard_normal((2, 25, 35, 3))
+    buffers = dict(model.backbone.named_buffers())
+
+    def changed_by_a_forward():
+        before = {name: array.copy() for name, array in buffers.items()}
+        model.forward(images)
+        return [name for name, array in buffers.items() if (array != before[name]).any()]
+
+    model.backbone.frozen = True
+    assert changed_by_a_forward() == list(buffers)
+    layers.freeze_batch_norm(model.backbone)
+    assert changed_by_a_forward() == []
 
 
 # The tree

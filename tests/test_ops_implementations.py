@@ -9,6 +9,7 @@ from minisegnet.losses import cross_entropy_forward
 X = np.ones((1, 4, 4, 2))
 OPS = {
     "conv2d": (X, np.ones((1, 1, 2, 3))),
+    "conv_transpose2d": (X, np.ones((2, 2, 3, 2))),
     "depthwise_conv2d": (X, np.ones((3, 3, 2))),
     "batch_norm": (X, np.ones(2), np.ones(2), np.ones(2), np.ones(2)),
     "max_pool2d": (X, 2),

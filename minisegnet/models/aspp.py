@@ -12,7 +12,8 @@ class ASPP(Layer):
     """1x1, atrous 3x3 at each of `rates`, and image pooling, joined and projected to `channels`.
 
     (N, H, W, in_channels) to (N, H, W, channels). In training the image-pooling branch has one
-    value per image and channel, so its batch norm refuses a batch of 1.
+    value per image and channel, so its batch norm refuses a batch of 1, unless its statistics are
+    frozen.
     """
 
     def __init__(self, in_channels, channels, rates, *, dropout, rng, momentum):
@@ -30,10 +31,10 @@ class ASPP(Layer):
         self.dropout = Dropout(dropout, rng=rng)
 
     def forward(self, x):
-        if self.pooled.norm.training and x.shape[0] == 1:
+        if self.pooled.norm.uses_batch_statistics and x.shape[0] == 1:
             raise ValueError("image pooling leaves one value per channel at batch size 1, and "
                              "batch norm in training needs two: use a batch of at least 2 "
-                             "(drop_last where one is left over), or eval()")
+                             "(drop_last where one is left over), eval(), or freeze_batch_norm")
         branches = [self.pointwise.forward(x)]
         branches += [conv.forward(x) for conv in self.atrous.children.values()]
         # Bilinear upsampling of a 1x1 map repeats it at every pixel.

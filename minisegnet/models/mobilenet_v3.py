@@ -7,7 +7,7 @@ Source: Howard et al., "Searching for MobileNetV3" (2019), table 2; details as i
 from typing import NamedTuple
 
 from minisegnet.blocks import SqueezeExcite, conv_norm_activation, depthwise_norm_activation
-from minisegnet.layers import Hardswish, Layer, ReLU
+from minisegnet.layers import Hardswish, Layer, ReLU, inference_mode
 
 NORM_EPS = 1e-3
 
@@ -107,6 +107,7 @@ class MobileNetV3(Layer):
 
     `forward(images)` returns the features at strides 4 (after the first block), 8 (after the
     third) and 16 (the end). `backward` takes the gradient of each; what is None was not used.
+    While `frozen`, the forward keeps nothing and the backward does nothing: no gradient, no time.
     """
 
     LOW, MID = 1, 3  # layers after which the strides 4 and 8 are handed out
@@ -130,6 +131,12 @@ class MobileNetV3(Layer):
         self.high_channels = last_channels or channels
 
     def forward(self, images):
+        if self.frozen:
+            with inference_mode():
+                return self._forward(images)
+        return self._forward(images)
+
+    def _forward(self, images):
         x = images
         for i, layer in enumerate(self.features.children.values()):
             x = layer.forward(x)
@@ -141,6 +148,8 @@ class MobileNetV3(Layer):
 
     def backward(self, dlow, dmid, dhigh):
         """Add the gradients of all parameters; the pictures themselves need none."""
+        if self.frozen:
+            return
         layers = list(self.features.children.values())
         dx = dhigh
         for i in range(len(layers) - 1, 0, -1):

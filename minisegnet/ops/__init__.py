@@ -15,6 +15,7 @@ from minisegnet.ops.activations import (
 from minisegnet.ops.batch_norm import batch_norm_backward, batch_norm_forward
 from minisegnet.ops.concatenate import concatenate_backward, concatenate_forward
 from minisegnet.ops.conv2d import conv2d_backward, conv2d_forward
+from minisegnet.ops.conv_transpose2d import conv_transpose2d_backward, conv_transpose2d_forward
 from minisegnet.ops.depthwise_conv2d import depthwise_conv2d_backward, depthwise_conv2d_forward
 from minisegnet.ops.dropout import dropout_backward, dropout_forward
 from minisegnet.ops.pooling import (
@@ -29,6 +30,7 @@ __all__ = [
     "batch_norm_backward", "batch_norm_forward",
     "concatenate_backward", "concatenate_forward",
     "conv2d_backward", "conv2d_forward",
+    "conv_transpose2d_backward", "conv_transpose2d_forward",
     "depthwise_conv2d_backward", "depthwise_conv2d_forward",
     "dropout_backward", "dropout_forward",
     "global_average_pool_backward", "global_average_pool_forward",
