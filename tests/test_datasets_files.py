@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from minisegnet.datasets import CamVid, FloorPlans, Folder, open_dataset
 from minisegnet.datasets.files import read_image, read_mask
@@ -69,6 +69,27 @@ def test_folder_with_splits_reads_each(tmp_path):
     assert_refused(lambda: Folder(tmp_path, "test"), "test/images")
 
 
+@pytest.mark.parametrize("with_splits", [False, True])
+def test_trainval_is_train_and_val_together(tmp_path, folder, with_splits):
+    root = folder
+    if with_splits:
+        root = tmp_path / "split"
+        for split, count in (("train", 3), ("val", 2), ("test", 1)):
+            for k in range(count):
+                write_image(root / split / "images" / f"{split}{k}.png")
+                write_mask(root / split / "masks" / f"{split}{k}.png", random_mask(k, k + 2))
+    train, val, both = (Folder(root, split) for split in ("train", "val", "trainval"))
+    assert sorted(both.pairs) == sorted(train.pairs + val.pairs) and len(both) == 5
+    assert both.class_names == train.class_names == val.class_names
+    assert len(open_dataset(root, split="trainval")) == 5
+
+
+def test_trainval_needs_both_folders(tmp_path):
+    write_image(tmp_path / "train" / "images" / "a.png")
+    write_mask(tmp_path / "train" / "masks" / "a.png", random_mask(0))
+    assert_refused(lambda: Folder(tmp_path, "trainval"), "val/images")
+
+
 def test_folder_counts_classes_over_all_splits(tmp_path):
     for split, top in (("train", 2), ("val", 5)):
         write_image(tmp_path / split / "images" / "a.png")
@@ -91,6 +112,7 @@ def test_classes_txt_maps_mask_values(tmp_path):
     (tmp_path / "classes.txt").write_text("0 background\n255 road\n")
     dataset = Folder(tmp_path)
     assert dataset.class_names == ("background", "road")
+    assert dataset.mask_values == (0, 255) and dataset.void is None
     assert set(np.unique(dataset[0].mask)) == {0, 1}
     dataset.check()
 
@@ -124,7 +146,7 @@ def test_check_counts_what_the_masks_hold(folder):
     masks = np.stack([dataset[i].mask for i in range(len(dataset))])
     found = dataset.check()
     assert found.num_images == 4
-    assert found.pixels.tolist() == [(masks == k).sum() for k in range(3)]
+    assert found.counts.tolist() == [[(mask == k).sum() for k in range(3)] for mask in masks]
 
 
 def test_another_ignore_index_is_kept(folder):
@@ -133,6 +155,7 @@ def test_another_ignore_index_is_kept(folder):
         mask[mask == 255] = 77
         write_mask(folder / "masks" / f"p{k}.png", mask)
     dataset = Folder(folder, ignore_index=77)
+    assert dataset.mask_values == (0, 1, 2) and dataset.void == 77
     assert dataset.num_classes == 3 and dataset[0].mask[0, 0] == 77
     dataset.check()
 
@@ -145,6 +168,9 @@ def test_camvid_reads_void_as_ignore(tmp_path):
     dataset = open_dataset(tmp_path, "auto", "val")
     assert isinstance(dataset, CamVid) and dataset.num_classes == 11
     assert set(np.unique(dataset[0].mask)) == {10, 255}
+    assert dataset.mask_values == tuple(range(11)) and dataset.void == 11
+    both = open_dataset(tmp_path, split="trainval")
+    assert both.pairs == CamVid(tmp_path, "train").pairs + dataset.pairs
     assert_refused(lambda: CamVid(tmp_path, "test"), "testannot")
 
 
@@ -236,7 +262,7 @@ def test_labels_out_of_range_are_named(folder):
     mask = random_mask(0)
     mask[3, 3:6] = 3, 9, 200
     write_mask(mask_path, mask)
-    assert_refused(Folder(folder).check, mask_path, "3, 9, 200", "0, 1, 2, 255")
+    assert_refused(Folder(folder).check, mask_path, "3, 9, 200", "0 to 2, and 255 for ignored")
 
 
 def test_a_mask_that_is_all_ignore(folder):
@@ -286,6 +312,7 @@ def test_a_classes_file_that_makes_no_sense(folder, text):
 
 def test_palettes_have_distinct_colours_and_void_is_black():
     for palette in (FLOORPLAN_PALETTE, CAMVID_PALETTE, palette_for(40)):
+        assert (palette != 0).any(axis=1).all()
         assert len({tuple(colour) for colour in palette}) == len(palette)
     picture = colourise(np.array([[0, 11, 255]], np.uint8), FLOORPLAN_PALETTE)
     assert picture.tolist() == [[[220, 255, 255], [60, 120, 60], [0, 0, 0]]]
@@ -330,3 +357,72 @@ def test_classes_txt_is_utf8_with_or_without_a_mark_and_names_each_class_once(fo
     assert_refused(lambda: Folder(folder), classes, "some classes only")
     classes.write_text("a\nb\na\n")
     assert_refused(lambda: Folder(folder), classes, "twice")
+
+
+# ---------------------------------------------------------------- photos that EXIF turns
+
+
+def write_photo(path, upright, orientation, **options):
+    """Save the file that shows `upright` (H, W, 3) where its EXIF orientation is obeyed."""
+    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+              5: upright.transpose(1, 0, 2), 6: np.rot90(upright), 8: np.rot90(upright, -1),
+              7: upright[::-1, ::-1].transpose(1, 0, 2)}[orientation]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif, **options)
+
+
+def quarters():
+    """A picture (H, W, 3) whose four corners differ, so that every turn of it does."""
+    picture = np.zeros((H, W, 3), np.uint8)
+    picture[: H // 2, : W // 2], picture[: H // 2, W // 2:] = 250, 170
+    picture[H // 2:, W // 2:] = 90
+    return picture
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_photo_that_exif_turns_is_read_upright(tmp_path, orientation, suffix):
+    path = tmp_path / f"photo.{suffix}"
+    options = {"quality": 95, "subsampling": 0} if suffix == "jpg" else {}
+    write_photo(path, quarters(), orientation, **options)
+    image = read_image(path)
+    assert image.shape == (H, W, 3)
+    corners = image[[2, 2, -3, -3], [2, -3, 2, -3]].astype(int)  # away from the jpg's blurred edge
+    assert abs(corners - [[250], [170], [0], [90]]).max() <= 12
+    with Image.open(path) as picture:
+        expected = np.asarray(ImageOps.exif_transpose(picture).convert("RGB"))
+    np.testing.assert_array_equal(image, expected)
+
+
+def test_a_mask_drawn_on_the_turned_photo_fits(folder):
+    for image_path, _ in Folder(folder, "trainval").pairs:
+        write_photo(image_path, quarters(), 6)
+    dataset = Folder(folder)
+    assert dataset.check().num_images == 4 and dataset.sizes == {(H, W)}
+    assert dataset[0].image.shape[:2] == dataset[0].mask.shape == (H, W)
+
+
+def test_a_mask_drawn_on_the_unturned_photo_is_told_of_exif(folder):
+    image_path, mask_path = first(Folder(folder))
+    write_photo(image_path, np.zeros((W, H, 3), np.uint8), 8)
+    words = image_path, "12x16", mask_path, "16x12", "EXIF", "turn the mask"
+    assert_refused(Folder(folder).check, *words)
+    assert_refused(lambda: Folder(folder)[0], *words)
+    write_image(image_path, size=(W, H))
+    with pytest.raises(UserError) as caught:
+        Folder(folder).check()
+    assert "EXIF" not in str(caught.value)
+
+
+@pytest.mark.parametrize("exif", [
+    b"Exif\x00\x00II*\x00",  # cut short: struct.error
+    b"Exif\x00\x00no tiff header at all",  # SyntaxError
+    # one tag, the orientation, with the value 99
+    b"Exif\x00\x00MM\x00*" + bytes.fromhex("00000008 0001 0112 0003 00000001 00630000 00000000")])
+def test_an_exif_tag_that_says_nonsense_is_no_reason_to_refuse(folder, exif):
+    (folder / "images" / "p1.jpg").unlink()
+    for name in ("p0.png", "p1.jpeg"):
+        Image.fromarray(quarters()).save(folder / "images" / name, exif=exif)
+        assert read_image(folder / "images" / name).shape == (H, W, 3)
+    assert Folder(folder, "trainval").check().num_images == 5

@@ -56,6 +56,28 @@ def test_another_split_or_seed_gives_other_plans(kwargs):
     assert (FloorPlans(**kwargs)[0].mask != FloorPlans("train")[0].mask).any()
 
 
+def test_trainval_is_the_plans_of_train_then_those_of_val():
+    both, train, val = (FloorPlans(split) for split in ("trainval", "train", "val"))
+    assert len(both) == len(train) + len(val) == 896
+    for index, dataset, other in (
+            (0, train, 0), (639, train, 639), (640, val, 0), (895, val, 255)):
+        assert both[index].name == dataset[other].name
+        assert (both[index].image == dataset[other].image).all()
+        assert (both[index].mask == dataset[other].mask).all()
+
+
+def test_the_raw_values_of_the_masks_are_the_class_ids(plans):
+    assert plans.mask_values == tuple(range(12)) and plans.void == 255
+    assert FloorPlans(length=1, ignore_index=99).void == 99
+
+
+def test_check_counts_every_plan(plans):
+    counts = plans.check().counts
+    assert counts.shape == (160, 12)
+    assert (counts.sum(axis=1) == 128 * 160).all()
+    assert counts[7].tolist() == np.bincount(plans[7].mask.ravel(), minlength=12).tolist()
+
+
 def test_there_are_twelve_named_classes_with_colours_of_their_own(plans):
     assert K == 12 == len(set(plans.class_names))
     assert len({tuple(colour) for colour in plans.palette}) == 12

@@ -6,7 +6,18 @@ import time
 import numpy as np
 import pytest
 
-from minisegnet.datasets import DataLoader, Sample, StandardAugment
+from minisegnet.datasets import (
+    PRESETS,
+    SAMPLERS,
+    DataLoader,
+    FloorPlans,
+    Resize,
+    Sample,
+    StandardAugment,
+    make_augmentation,
+    make_sampler,
+)
+from minisegnet.errors import UserError
 
 
 class Numbered:
@@ -32,19 +43,134 @@ def loader_threads():
     return [t for t in threading.enumerate() if t.name.startswith("minisegnet-loader")]
 
 
-def test_the_number_of_workers_changes_no_number():
+def counts_of(dataset):
+    """Pixels of the classes 0 to 4 in each image, (n, 5)."""
+    masks = (dataset[i].mask for i in range(len(dataset)))
+    return np.array([np.bincount(mask.ravel(), minlength=5) for mask in masks])
+
+
+def assert_same(a, b):
+    assert a.names == b.names
+    assert a.images.tobytes() == b.images.tobytes() and a.target.tobytes() == b.target.tobytes()
+
+
+@pytest.mark.parametrize("preset, name", [(preset, "uniform") for preset in PRESETS]
+                         + [("strong", name) for name in SAMPLERS[1:]])
+def test_the_number_of_workers_changes_no_number(preset, name):
+    plans = FloorPlans(length=10, size=(64, 80), rare_image_share=0.5)
+
     def run(num_workers):
         loader = DataLoader(
-            Numbered(), 4, transform=StandardAugment((12, 16)), shuffle=True, seed=3,
-            num_workers=num_workers,
+            plans, 4, transform=make_augmentation(preset, (24, 32)), seed=3,
+            sampler=make_sampler(name, plans.check().counts), num_workers=num_workers,
         )
         return [batch for epoch in range(2) for batch in loader.batches(epoch)]
 
     reference = run(0)
     for num_workers in (1, 3):
         for a, b in zip(reference, run(num_workers), strict=True):
-            assert (a.images == b.images).all() and (a.target == b.target).all()
-            assert a.names == b.names
+            assert_same(a, b)
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_from_a_start_on_batches_are_the_same_and_none_before_is_loaded(num_workers):
+    dataset = Numbered(30)
+    counts = counts_of(dataset)
+    loader = DataLoader(dataset, 4, transform=StandardAugment((12, 16)), seed=1,
+                        sampler=make_sampler("repeat-factor", counts), num_workers=num_workers)
+    whole = list(loader.batches(2))
+    for start in (0, 1, 5, 7):
+        dataset.loaded.clear()
+        rest = list(loader.batches(2, start))
+        assert len(rest) == len(loader) - start
+        for a, b in zip(whole[start:], rest, strict=True):
+            assert_same(a, b)
+        names = [name for batch in rest for name in batch.names]
+        assert sorted(dataset.loaded) == sorted(map(int, names))
+    assert list(loader.batches(2, len(loader))) == []
+
+
+@pytest.mark.parametrize("start", [-1, 4])
+def test_a_start_beyond_the_epoch_is_refused(start):
+    with pytest.raises(ValueError, match="outside 0 to 3"):
+        next(DataLoader(Numbered(), 4).batches(0, start))
+
+
+def test_a_sample_draws_by_seed_epoch_and_position():
+    drawn = {}
+
+    def transform(sample, rng):
+        drawn[sample.name] = rng.random()
+        return sample
+
+    list(DataLoader(Numbered(5), 2, transform=transform, seed=7, num_workers=0).batches(3, 1))
+    assert drawn == {str(k): np.random.default_rng([7, 3, k]).random() for k in (2, 3, 4)}
+
+
+class Fixed:
+    """A sampler that always draws the same."""
+
+    def __init__(self, drawn, has_focus=False):
+        self.drawn, self.has_focus = drawn, has_focus
+
+    def __len__(self):
+        return len(self.drawn)
+
+    def draw(self, rng):
+        return self.drawn
+
+    def report(self, drawn):
+        return {"drawn": drawn}
+
+
+def test_an_image_drawn_twice_is_augmented_twice():
+    loader = DataLoader(Numbered(4), 4, transform=StandardAugment((16, 20)), shuffle=True,
+                        sampler=Fixed([(2, None), (2, None), (0, None), (2, None)]))
+    batch = next(loader.batches())
+    assert batch.names == ("2", "2", "0", "2")
+    assert len({image.tobytes() for image in batch.images}) == 4
+
+
+def test_the_class_to_crop_around_reaches_the_transform():
+    seen = []
+
+    class Transform:
+        crops = True
+
+        def __call__(self, sample, rng, focus=None):
+            seen.append((sample.name, focus))
+            return sample
+
+    drawn = [(1, 4), (0, None), (1, 0)]
+    list(DataLoader(Numbered(3), 2, transform=Transform(), sampler=Fixed(drawn, has_focus=True),
+                    num_workers=0).batches())
+    assert seen == [("1", 4), ("0", None), ("1", 0)]
+
+
+def test_shuffling_and_the_uniform_sampler_give_the_same_order():
+    dataset = Numbered(20)
+    sampler = make_sampler("uniform", counts_of(dataset))
+    for a, b in zip(DataLoader(dataset, 6, shuffle=True, seed=4).batches(5),
+                    DataLoader(dataset, 6, sampler=sampler, seed=4).batches(5), strict=True):
+        assert_same(a, b)
+
+
+def test_class_crops_without_a_crop_are_refused_before_anything_is_loaded():
+    for transform in (None, Resize((8, 8))):
+        with pytest.raises(UserError, match="--augment standard"):
+            DataLoader(Numbered(1), 1, transform=transform, sampler=Fixed([(0, 1)], True))
+
+
+def test_a_sampler_for_another_data_set_is_refused():
+    with pytest.raises(ValueError, match="2 images.*has 3"):
+        DataLoader(Numbered(3), 1, sampler=Fixed([(0, None), (1, None)]))
+
+
+@pytest.mark.parametrize("drop_last, drawn", [(False, 5), (True, 4)])
+def test_a_sampler_reports_what_the_batches_hold(drop_last, drawn):
+    sampler = Fixed([(k, None) for k in (3, 3, 1, 0, 2)])
+    loader = DataLoader(Numbered(5), 2, sampler=sampler, drop_last=drop_last)
+    assert loader.sampler_report(1) == {"drawn": sampler.drawn[:drawn]}
 
 
 def test_a_batch_is_normalised_float32_with_uint8_targets():

@@ -1,5 +1,7 @@
 """Class statistics and weights: counted by hand, and each scheme's defining property."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -20,17 +22,28 @@ def statistics():
 
 def with_pixels(*pixels):
     """Return statistics of one image with these pixel counts."""
-    pixels = np.array(pixels)
-    present = pixels > 0
-    return ClassStatistics(pixels, present * pixels.sum(), present.astype(int), 1)
+    return ClassStatistics(np.array([pixels]))
 
 
 def test_statistics_counted_by_hand(statistics):
     np.testing.assert_array_equal(statistics.pixels, [12, 2, 1, 0])
     np.testing.assert_array_equal(statistics.image_pixels, [15, 7, 8, 0])
     np.testing.assert_array_equal(statistics.images, [2, 1, 1, 0])
+    np.testing.assert_array_equal(statistics.first_image, [0, 0, 1, -1])
     assert statistics.num_images == 2
     np.testing.assert_allclose(statistics.frequency, [12 / 15, 2 / 15, 1 / 15, 0])
+
+
+def test_pixels_of_each_class_are_kept_for_each_image(statistics):
+    np.testing.assert_array_equal(statistics.counts, [[5, 2, 0, 0], [7, 0, 1, 0]])
+    assert statistics.counts.dtype == np.int64
+
+
+def test_statistics_of_no_mask_are_zeros():
+    nothing = ClassStatistics.from_masks([], num_classes=3)
+    assert nothing.num_images == 0 and nothing.counts.shape == (0, 3)
+    assert nothing.first_image.tolist() == [-1] * 3
+    assert not (nothing.pixels.any() or nothing.images.any() or nothing.image_pixels.any())
 
 
 def test_statistics_of_a_generator_of_masks(statistics):
@@ -54,8 +67,9 @@ def test_weights_worked_by_hand(statistics, scheme, expected):
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_rarer_classes_never_weigh_less(rng, scheme):
-    pixels = np.sort(rng.integers(1, 10**6, 9))[::-1]
-    statistics = ClassStatistics(pixels, np.full(9, pixels.sum()), np.arange(9, 0, -1) * 10, 100)
+    # Class k is in 90 - 10 k of 100 images, with about 1000 pixels in each.
+    present = np.arange(100)[:, None] < np.arange(90, 0, -10)
+    statistics = ClassStatistics(present * rng.integers(900, 1100, (100, 9)))
     assert (np.diff(class_weights(statistics, scheme)) >= 0).all()
 
 
@@ -95,9 +109,12 @@ def test_sqrt_turns_2445_to_1_into_49_to_1():
 
 
 def test_effective_number_is_flat_on_pixel_counts_but_not_on_images():
-    pixels = np.array([3 * 10**7, 2 * 10**5])
-    on_pixels = ClassStatistics(pixels, pixels, pixels, 1)
-    on_images = ClassStatistics(pixels, pixels, np.array([5000, 50]), 5000)
+    counts = np.tile([6000, 4000], (5000, 1))
+    counts[50:, 1] = 0
+    on_images = ClassStatistics(counts)
+    # What would come out if the formula's m were pixels.
+    on_pixels = SimpleNamespace(pixels=on_images.pixels, frequency=on_images.frequency,
+                                images=on_images.pixels)
     np.testing.assert_allclose(class_weights(on_pixels, "effective"), 1e-4, rtol=1e-6)
     common, rare = class_weights(on_images, "effective")
     assert rare / common > 50

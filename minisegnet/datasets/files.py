@@ -16,6 +16,21 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
 _VALUES_SHOWN = 8
+_ORIENTATION = 0x0112  # the EXIF tag: how to turn the picture, 1 (as it is) to 8
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def parts_of(split):
+    """Return the splits that `split` is made of: trainval is train and val, others themselves."""
+    return ("train", "val") if split == "trainval" else (split,)
 
 
 def list_files(folder, suffixes=IMAGE_SUFFIXES):
@@ -51,15 +66,35 @@ def pair_by_stem(image_folder, mask_folder):
     return [(images[stem], masks[stem]) for stem in images]
 
 
+def read_text(path):
+    """Return the text of the UTF-8 file `path`; UserError if it is something else."""
+    try:
+        return Path(path).read_text("utf-8-sig")  # with or without Notepad's mark in front
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
 def read_image(path):
     """Return the picture at `path` as (H, W, 3) uint8 RGB, without its transparency.
 
-    Raises UserError if it cannot be decoded, or is a grey one of 16 bits.
+    A photo that its EXIF tag turns comes out turned, as every viewer shows it. Raises UserError
+    if it cannot be decoded, or is a grey one of 16 bits.
     """
     with _open_image(path) as picture:
         # By way of RGBA, without which Pillow warns of a palette with transparent colours.
         mode = "RGBA" if "transparency" in picture.info else "RGB"
-        return np.asarray(_decoded(path, lambda: picture.convert(mode).convert("RGB")))
+        image = _decoded(path, lambda: picture.convert(mode).convert("RGB"))
+        orientation = _orientation(picture)
+    return np.asarray(image if orientation == 1 else image.transpose(_UPRIGHT[orientation]))
+
+
+def _orientation(picture):
+    """Return the EXIF orientation, 1 to 8, of a decoded picture; 1 where none can be read."""
+    try:
+        orientation = picture.getexif().get(_ORIENTATION)
+    except Exception:  # a broken tag makes Pillow raise many kinds of error; the pixels are sound
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
 
 
 def read_mask(path):
@@ -120,7 +155,8 @@ class PairedFiles:
     """A data set of (image, mask) files.
 
     `values` lists the mask value of each class in order (default 0, 1, 2, ...); the value `void`
-    (default `ignore_index`) is ignored, and comes out as `ignore_index`.
+    (default `ignore_index`) is ignored, and comes out as `ignore_index`. They stay readable as
+    `mask_values`, a tuple, and `void`, None if that value is a class.
     """
 
     def __init__(self, pairs, class_names, palette, *, ignore_index=255, values=None, void=None):
@@ -129,9 +165,12 @@ class PairedFiles:
         self.class_names = tuple(class_names)
         self.palette = palette
         self.ignore_index = ignore_index
+        self.mask_values = tuple(values or range(self.num_classes))
+        void = ignore_index if void is None else void
+        self.void = None if void in self.mask_values else void
         self._to_id = np.full(256, -1, np.int16)  # mask value -> class id, -1: not allowed
-        self._to_id[ignore_index if void is None else void] = ignore_index
-        self._to_id[values or range(self.num_classes)] = range(self.num_classes)
+        self._to_id[void] = ignore_index
+        self._to_id[list(self.mask_values)] = range(self.num_classes)
 
     @property
     def num_classes(self):
@@ -176,10 +215,11 @@ class PairedFiles:
         found = labels_in(raw)
         foreign = found[self._to_id[found] < 0]
         if foreign.size:
+            ignored = "" if self.void is None else f", and {self.void} for ignored"
             raise UserError(
                 f"mask {path} holds the values {show_values(foreign)}, outside the "
-                f"{self.num_classes} classes ({show_values(np.flatnonzero(self._to_id >= 0))} are "
-                f"allowed); correct the mask, or list all classes in classes.txt"
+                f"{self.num_classes} classes ({show_values(sorted(self.mask_values))}{ignored}); "
+                "correct the mask, or list all classes in classes.txt"
             )
         return self._to_id.astype(np.uint8)[raw]
 
@@ -192,6 +232,8 @@ class PairedFiles:
             # A JPEG decoded at an eighth of its size still reads every byte, much faster.
             picture.draft(None, (size[0] // 8, size[1] // 8))
             _decoded(image_path, picture.load)
+            if _orientation(picture) >= 5:  # 5 to 8 swap width and height
+                size = size[::-1]
         if size != mask.shape[::-1]:
             raise _size_error(image_path, size, mask_path, mask.shape[::-1])
         if (mask == self.ignore_index).all():
@@ -218,16 +260,18 @@ def refuse_binary_values(present, mask_path):
         raise UserError(
             f"the masks ({mask_path} and all others) hold only 0 and 255, and 255 means ignored; "
             "map 255 to class 1: write a classes.txt with the lines '0 background' and "
-            "'255 object' next to images/ and masks/"
+            "'255 object' into the folder given to --data"
         )
 
 
 def _size_error(image_path, image_size, mask_path, mask_size):
     sizes = [f"{w}x{h}" for w, h in (image_size, mask_size)]
-    return UserError(
-        f"image {image_path} is {sizes[0]} but its mask {mask_path} is {sizes[1]} (WxH); "
-        "export the mask again at the image's size"
-    )
+    message = f"image {image_path} is {sizes[0]} but its mask {mask_path} is {sizes[1]} (WxH); "
+    with _open(image_path) as picture:
+        if picture.size == tuple(mask_size):
+            return UserError(message + "the image's EXIF tag turns it, and the mask was drawn on "
+                             "the unturned one: turn the mask too, or save the image without EXIF")
+    return UserError(message + "export the mask again at the image's size")
 
 
 def show_values(values):

@@ -35,7 +35,7 @@ _FIXTURES = {
 }
 _FURNITURE = ("table", "wardrobe", "cupboard")  # as large as a fixture, but part of the room
 _SPLITS = {"train": 0, "val": 1, "test": 2}
-_SIZES = {"train": 640, "val": 256, "test": 256}  # plans
+_SIZES = {"train": 640, "val": 256, "trainval": 640 + 256, "test": 256}  # plans
 _MAX_COPIES = 4
 
 
@@ -73,6 +73,7 @@ class FloorPlans:
     """Floor plans drawn on demand and kept in memory: 12 classes, most pixels background.
 
     `size` is (H, W) in px; `length` the number of plans (default 640 to train, 256 otherwise).
+    Split trainval is the 640 plans of train, then those of val.
     The imbalance dial:
 
     - `background_share`: share of the picture outside the house, 0.4 to 0.85.
@@ -92,12 +93,13 @@ class FloorPlans:
     class_names = CLASS_NAMES
     num_classes = len(CLASS_NAMES)
     palette = FLOORPLAN_PALETTE
+    mask_values = tuple(range(num_classes))
 
     def __init__(self, split="train", *, length=None, size=(128, 160), seed=0,
                  background_share=0.72, fixture_size=12, rare_image_share=0.04, rare_share=None,
                  furniture=2.0, wall=6, ignore_index=255):
-        if split not in _SPLITS:
-            raise ValueError(f"split {split!r} is not one of train, val, test")
+        if split not in _SIZES:
+            raise ValueError(f"split {split!r} is not one of {', '.join(_SIZES)}")
         if min(size) < 64:
             raise ValueError(f"size {size} is too small for four rooms; choose 64 x 64 px or more")
         if not 0.4 <= background_share <= 0.85:
@@ -109,7 +111,7 @@ class FloorPlans:
         self.split, self.size, self.seed = split, tuple(size), seed
         self.background_share, self.fixture_size = background_share, fixture_size
         self.rare_image_share, self.furniture, self.wall = rare_image_share, furniture, wall
-        self.ignore_index = ignore_index
+        self.ignore_index = self.void = ignore_index
         self._length = _SIZES[split] if length is None else length
         self._copies = {kind: self._copies_of(kind, rare_share) for kind in _FIXTURES}
         self._cache = {}
@@ -137,11 +139,14 @@ class FloorPlans:
         if not 0 <= index < self._length:
             raise IndexError(f"plan {index} of {self._length}")
         if index not in self._cache:
-            rng = np.random.default_rng([self.seed, _SPLITS[self.split], index])
+            split, k = self.split, index
+            if split == "trainval":
+                split, k = ("train", k) if k < _SIZES["train"] else ("val", k - _SIZES["train"])
+            rng = np.random.default_rng([self.seed, _SPLITS[split], k])
             image, mask = self._draw(rng)
             image.setflags(write=False)
             mask.setflags(write=False)
-            self._cache[index] = Sample(image, mask, f"{self.split}_{index:04d}")
+            self._cache[index] = Sample(image, mask, f"{split}_{k:04d}")
         return self._cache[index]
 
     def check(self, num_workers=0):

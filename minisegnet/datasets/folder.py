@@ -10,7 +10,9 @@ from minisegnet.datasets.files import (
     PairedFiles,
     list_files,
     pair_by_stem,
+    parts_of,
     read_mask,
+    read_text,
     refuse_binary_values,
     refuse_ignore_index,
     show_values,
@@ -19,14 +21,15 @@ from minisegnet.datasets.palettes import palette_for
 from minisegnet.datasets.sample import labels_in
 from minisegnet.errors import UserError
 
-SPLITS = ("train", "val", "test")
+SPLITS = ("train", "val", "test")  # and trainval, which is the first two together
 
 
 class Folder(PairedFiles):
     """`root/<split>/images` with `root/<split>/masks`, or `root/images` with `root/masks`.
 
     Without split folders a share `val_share` of the pictures, drawn by `seed`, becomes val and
-    the rest train. Masks are one-channel PNGs of class ids from 0, 255 for ignored pixels.
+    the rest train; trainval is train and val together. Masks are one-channel PNGs of class ids
+    from 0, 255 for ignored pixels.
 
     `root/classes.txt` names the classes, one a line, in the order of their ids; a line may begin
     with the value that stands for the class in the masks ("255 object"). Without it, the largest
@@ -41,13 +44,15 @@ class Folder(PairedFiles):
         if (root / "images").is_dir():
             pairs = pair_by_stem(root / "images", root / "masks")
             pairs = _drawn_split(pairs, split, val_share, seed, root)
-        elif (root / split).is_dir():
-            pairs = pair_by_stem(root / split / "images", root / split / "masks")
         else:
-            raise UserError(
-                f"{root} has neither images/ and masks/ nor {split}/images and {split}/masks; "
-                "arrange it in one of these ways, or give another --layout"
-            )
+            pairs = []
+            for part in parts_of(split):
+                if not (root / part).is_dir():
+                    raise UserError(
+                        f"{root} has neither images/ and masks/ nor {part}/images and "
+                        f"{part}/masks; arrange it in one of these ways, or give another --layout"
+                    )
+                pairs += pair_by_stem(root / part / "images", root / part / "masks")
         if (root / "classes.txt").is_file():
             names, values = read_classes(root / "classes.txt")
         else:
@@ -57,7 +62,9 @@ class Folder(PairedFiles):
 
 
 def _drawn_split(pairs, split, val_share, seed, root):
-    """Return the pairs of train or val; the draw depends on the file names and `seed` alone."""
+    """Return the pairs of a split; the draw depends on the file names and `seed` alone."""
+    if split == "trainval":
+        return pairs
     count = max(1, round(val_share * len(pairs)))
     if split not in ("train", "val") or count >= len(pairs):
         raise UserError(
@@ -69,16 +76,9 @@ def _drawn_split(pairs, split, val_share, seed, root):
     return [pairs[i] for i in sorted(chosen)]
 
 
-def _text(path):
-    try:
-        return Path(path).read_text("utf-8-sig")  # with or without Notepad's mark in front
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
-
-
 def read_classes(path):
     """Return the class names in the file `path` and their mask values (None: 0, 1, 2, ...)."""
-    lines = [line.strip() for line in _text(path).splitlines()]
+    lines = [line.strip() for line in read_text(path).splitlines()]
     lines = [line for line in lines if line]
     if not 2 <= len(lines) <= 255:
         raise UserError(f"{path} names {len(lines)} classes; write 2 to 255, one a line")

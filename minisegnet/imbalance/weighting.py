@@ -13,20 +13,12 @@ SCHEMES = ("none", "inverse", "sqrt", "median", "enet", "effective")
 
 @dataclass(frozen=True)
 class ClassStatistics:
-    """What a pass over all masks counts; K classes, ignored pixels left out.
+    """What a pass over all masks counts; the K columns are the classes, ignored pixels left out.
 
-    pixels        (K,) pixels of each class
-    image_pixels  (K,) valid pixels of the images that contain the class, whatever their class
-    images        (K,) images that contain the class
-    num_images    how many masks there were
-    first_image   (K,) index of the first image that contains the class, -1 if none does
+    Everything else follows from `counts`: in the masks' order, pixels of each class in each.
     """
 
-    pixels: np.ndarray
-    image_pixels: np.ndarray
-    images: np.ndarray
-    num_images: int
-    first_image: np.ndarray | None = None
+    counts: np.ndarray  # (num_images, K) int64
 
     @classmethod
     def from_masks(cls, masks, num_classes, ignore_index=255):
@@ -35,27 +27,47 @@ class ClassStatistics:
         Raises TypeError for a mask that is not of integers and ValueError for labels outside
         0 .. num_classes-1 that are not `ignore_index`.
         """
-        pixels, image_pixels, images = np.zeros((3, num_classes), dtype=np.int64)
-        num_images = 0
-        first_image = np.full(num_classes, -1)
+        rows = []
         for mask in masks:
             mask = np.asarray(mask)
             if not np.issubdtype(mask.dtype, np.integer):
-                raise TypeError(f"mask {num_images} has dtype {mask.dtype}, need integer labels")
+                raise TypeError(f"mask {len(rows)} has dtype {mask.dtype}, need integer labels")
             labels = mask[mask != ignore_index]  # (P,)
             if labels.size and (labels.min() < 0 or labels.max() >= num_classes):
                 found = np.unique(labels[(labels < 0) | (labels >= num_classes)])
                 raise ValueError(
-                    f"mask {num_images} holds {found[:8].tolist()}, outside 0..{num_classes - 1} "
+                    f"mask {len(rows)} holds {found[:8].tolist()}, outside 0..{num_classes - 1} "
                     f"and not ignore_index {ignore_index}: check num_classes and the label mapping"
                 )
-            counts = np.bincount(labels.astype(np.intp), minlength=num_classes)  # (K,)
-            pixels += counts
-            image_pixels += np.where(counts > 0, labels.size, 0)
-            images += counts > 0
-            first_image[(counts > 0) & (first_image < 0)] = num_images
-            num_images += 1
-        return cls(pixels, image_pixels, images, num_images, first_image)
+            rows.append(np.bincount(labels.astype(np.intp), minlength=num_classes))
+        return cls(np.array(rows, np.int64).reshape(-1, num_classes))
+
+    @property
+    def num_images(self):
+        """How many masks there were."""
+        return len(self.counts)
+
+    @property
+    def pixels(self):
+        """Pixels of each class, (K,)."""
+        return self.counts.sum(axis=0)
+
+    @property
+    def images(self):
+        """Images that contain the class, (K,)."""
+        return (self.counts > 0).sum(axis=0)
+
+    @property
+    def image_pixels(self):
+        """Valid pixels of the images that contain the class, whatever their class, (K,)."""
+        return self.counts.sum(axis=1) @ (self.counts > 0)
+
+    @property
+    def first_image(self):
+        """Index of the first image that contains the class, (K,), -1 if none does."""
+        index = np.where(self.counts > 0, np.arange(self.num_images)[:, None], self.num_images)
+        first = index.min(axis=0, initial=self.num_images)
+        return np.where(first < self.num_images, first, -1)
 
     @property
     def frequency(self):
