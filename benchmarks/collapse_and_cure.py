@@ -9,14 +9,9 @@ import argparse
 from pathlib import Path
 
 from minisegnet import plots
+from minisegnet.compare import predictions_of, read_run
 from minisegnet.datasets import FloorPlans
 from minisegnet.datasets.floorplans import RAREST
-from minisegnet.datasets.sample import labels_in
-from minisegnet.datasets.transforms import normalize
-from minisegnet.models import build_model
-from minisegnet.training.checkpoint import load_weights, read_checkpoint
-from minisegnet.training.evaluation import predict_batch
-from minisegnet.training.run_folder import read_log
 
 
 def main():
@@ -27,20 +22,11 @@ def main():
     arguments = parser.parse_args()
 
     plans = FloorPlans("val")
-    # For each rare class the first unseen plan that has it, no plan twice.
-    chosen = []
-    for c in RAREST:
-        chosen.append(next(i for i in range(len(plans))
-                           if i not in chosen and c in labels_in(plans[i].mask)))
-    samples = [plans[i] for i in chosen]
-    predicted, iou = {}, {}
-    for title, folder in (("plain cross-entropy", arguments.collapse),
-                          ("focal + dice, weighted", arguments.cure)):
-        model = build_model("mini", plans.num_classes)
-        load_weights(model, read_checkpoint(folder / "last.npz"))
-        predicted[title] = [predict_batch(model, normalize(s.image)[None], s.mask.shape)[0]
-                            for s in samples]
-        iou[title] = read_log(folder / "log.jsonl")[-1]["iou"]
+    samples = plots.pictures_with(plans, RAREST, len(RAREST))
+    runs = {"plain cross-entropy": arguments.collapse, "focal + dice, weighted": arguments.cure}
+    predicted = {title: predictions_of(folder / "last.npz", samples)
+                 for title, folder in runs.items()}
+    iou = {title: read_run(folder).validated[-1]["iou"] for title, folder in runs.items()}
     arguments.picture.parent.mkdir(exist_ok=True)
     figure = plots.side_by_side(samples, predicted, iou, plans.class_names, plans.palette)
     plots.save(figure, arguments.picture, dpi=90)

@@ -4,19 +4,21 @@ Averaging per-image scores gives other numbers: an image without a class then sa
 it, and a tiny object weighs as much as a large one. Counts are pooled first, divided once.
 """
 
+import math
+
 import numpy as np
 
 from minisegnet.backend import asnumpy
 
 
-def _divide(numerator, denominator):
+def divide(numerator, denominator):
     """Divide elementwise; nan where the denominator is 0: the question does not arise there."""
     quotient = np.full(np.shape(numerator), np.nan)
     np.divide(numerator, denominator, out=quotient, where=np.asarray(denominator) != 0)
     return quotient
 
 
-def _mean(values):
+def mean_of_defined(values):
     """Return the mean of the values that are not nan, nan where there are none."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if values.size else float("nan")
@@ -77,7 +79,11 @@ class ConfusionMatrix:
                 f"ignore_index {self.ignore_index}: check num_classes and the label mapping"
             )
 
-    # The three counts everything else is made of, (K,) each.
+    @property
+    def counts(self):
+        """The three counts every metric below is made of, (3, K): hits, truth, predicted."""
+        return np.stack([self._hits, self._truth, self._predicted])
+
     @property
     def _hits(self):
         return np.diag(self.matrix)
@@ -98,37 +104,37 @@ class ConfusionMatrix:
     @property
     def iou(self):
         """Intersection over union per class, `TP / (TP + FP + FN)`; nan where absent."""
-        return _divide(self._hits, self._truth + self._predicted - self._hits)
+        return divide(self._hits, self._truth + self._predicted - self._hits)
 
     @property
     def dice(self):
         """Dice (F1) per class, `2 TP / (2 TP + FP + FN)`, never below IoU; nan where absent."""
-        return _divide(2 * self._hits, self._truth + self._predicted)
+        return divide(2 * self._hits, self._truth + self._predicted)
 
     @property
     def precision(self):
         """The share of each class's predicted pixels that are right; nan where never predicted."""
-        return _divide(self._hits, self._predicted)
+        return divide(self._hits, self._predicted)
 
     @property
     def recall(self):
         """The share of each class's true pixels that are found; nan where not in the truth."""
-        return _divide(self._hits, self._truth)
+        return divide(self._hits, self._truth)
 
     @property
     def pixel_accuracy(self):
         """The share of valid pixels that are right; nan before the first pixel."""
-        return float(_divide(self._hits.sum(), self.matrix.sum()))
+        return float(divide(self._hits.sum(), self.matrix.sum()))
 
     @property
     def mean_class_accuracy(self):
         """The mean recall over the classes in the truth."""
-        return _mean(self.recall)
+        return mean_of_defined(self.recall)
 
     @property
     def mean_iou_present(self):
         """The mean IoU over the classes in truth or prediction."""
-        return _mean(self.iou)
+        return mean_of_defined(self.iou)
 
     @property
     def mean_iou_all(self):
@@ -138,7 +144,7 @@ class ConfusionMatrix:
     @property
     def mean_dice_present(self):
         """The mean dice over the classes in truth or prediction."""
-        return _mean(self.dice)
+        return mean_of_defined(self.dice)
 
     @property
     def mean_dice_all(self):
@@ -161,3 +167,43 @@ class ConfusionMatrix:
     def active_classes(self, threshold=0.01):
         """Return how many classes have an IoU above `threshold`: a collapsed model has one."""
         return int(np.count_nonzero(self.iou > threshold))
+
+
+def bootstrap_iou(counts, *, resamples=1000, level=0.95, seed=0):
+    """Return intervals over images, of the mean IoU (2,) and of the IoU per class (2, K).
+
+    `counts` (I, 3, K) are `ConfusionMatrix.counts` of each of I images. Images are drawn anew with
+    replacement, pooled and scored, `resamples` times; an interval is from the (1 - level) / 2 to
+    the (1 + level) / 2 quantile (Efron and Tibshirani, "An Introduction to the Bootstrap" (1993),
+    chapter 13). A draw without a class has no IoU of it, and its mean is over the others. nan
+    where there is nothing to draw: one image, or a class in none.
+
+    The interval says what other images of the same kind would change. It knows nothing of another
+    training run, and is too narrow where images resemble each other, as frames of a film do.
+    """
+    counts = np.asarray(counts, np.float64)  # whole numbers below 2^53: sums are exact
+    images, _, K = counts.shape
+    mean_interval, interval = np.full(2, np.nan), np.full((2, K), np.nan)
+    if images < 2 or resamples < 1:
+        return mean_interval, interval
+    rng = np.random.default_rng(seed)
+    iou = np.empty((resamples, K))
+    for i in range(resamples):
+        times_drawn = np.bincount(rng.integers(images, size=images), minlength=images)
+        hits, truth, predicted = np.tensordot(times_drawn, counts, 1)
+        iou[i] = divide(hits, truth + predicted - hits)
+    mean = divide(np.nansum(iou, axis=1), (~np.isnan(iou)).sum(axis=1))  # (resamples,)
+    quantiles = (0.5 - level / 2, 0.5 + level / 2)
+    for values, target in ((mean, mean_interval), *zip(iou.T, interval.T)):
+        values = values[~np.isnan(values)]
+        if values.size:
+            target[:] = np.quantile(values, quantiles)
+    return mean_interval, interval
+
+
+def expected_maximum(n):
+    """Return the mean of the largest of `n` independent standard normal numbers."""
+    x = (np.arange(-9000, 9000) + 0.5) / 1000
+    below = np.array([0.5 * math.erfc(-each / math.sqrt(2)) for each in x]) ** n
+    # E[max] = integral of P(max > x) over x > 0, less that of P(max < x) over x < 0
+    return float(np.sum(np.where(x > 0, 1 - below, -below)) / 1000)

@@ -1,12 +1,18 @@
-"""Score a model on a data set: the mean loss and one confusion matrix."""
+"""What a model predicts, and how well on a data set."""
 
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import numpy as np
 
+from minisegnet.calibration import Calibration
 from minisegnet.layers import inference_mode
+from minisegnet.losses._softmax import classes_first, map_pixel_blocks
 from minisegnet.losses.upsampled import upsampled_prediction
-from minisegnet.metrics import ConfusionMatrix
+from minisegnet.metrics import ConfusionMatrix, bootstrap_iou, mean_of_defined
+from minisegnet.ops.upsample import upsample_bilinear_forward
+
+RARE = 0.01  # of the training pixels: a class below is rare
 
 
 @contextmanager
@@ -31,6 +37,29 @@ def predict_batch(model, images, size):
         return upsampled_prediction(model.forward_coarse(images), size)
 
 
+def predict_probabilities(model, images, size):
+    """Return softmax probabilities (N, *size, K), in the dtype of the normalised `images`.
+
+    Like `predict_batch`, which needs a K-th of the memory, but says how sure the model is.
+    """
+    with _evaluating(model):
+        return enlarged_softmax(model.forward_coarse(images), size)
+
+
+def enlarged_softmax(coarse, size):
+    """Return the softmax (N, *size, K) of coarse logits (N, h, w, K) enlarged to `size`."""
+    probs, _ = upsample_bilinear_forward(coarse, size)
+
+    def softmax(rows):  # (P, K), in place: the result is the only array of full size
+        z = classes_first(rows)
+        np.exp(z, out=z)
+        z /= z.sum(axis=0)
+        rows[...] = z.T
+
+    map_pixel_blocks(softmax, probs.reshape(-1, probs.shape[3]))
+    return probs
+
+
 def evaluate(model, loader, criterion, *, progress=lambda batches: batches):
     """Return (mean loss, ConfusionMatrix) of `model` over the batches of `loader`.
 
@@ -47,3 +76,115 @@ def evaluate(model, loader, criterion, *, progress=lambda batches: batches):
             losses.append(float(loss))
             images_seen.append(len(batch.images))
     return float(np.average(losses, weights=images_seen)), confusion
+
+
+class Scores(NamedTuple):
+    """What `score` finds."""
+
+    confusion: ConfusionMatrix
+    counts: np.ndarray  # (I, 3, K) int64, `ConfusionMatrix.counts` of each image
+    calibration: Calibration
+
+
+def score(members, loaders, *, flip=False, ignore_index=255, progress=lambda batches: batches):
+    """Return the `Scores` of probabilities averaged over `members`, one or several.
+
+    A member is (model, size): `loaders[size]` yields the images resized to `size`, and all loaders
+    the same targets in the same order. With `flip` each member sees its images mirrored as well.
+    Probabilities are averaged at the target's size, one image at a time.
+    """
+    K = members[0][0].num_classes
+    confusion, counts = ConfusionMatrix(K, ignore_index), []
+    calibration = Calibration(K, ignore_index)
+    for batches in progress(zip(*(loader.batches() for loader in loaders.values()))):
+        batch_of = dict(zip(loaders, batches))
+        coarse = [logits for model, size in members
+                  for logits in _coarse_views(model, batch_of[size].images, flip)]
+        for n, target in enumerate(batches[0].target):
+            probs = _mean_softmax([logits[n:n + 1] for logits in coarse], target.shape)
+            of_image = ConfusionMatrix(K, ignore_index)
+            of_image.update(target, probs.argmax(axis=2))
+            confusion.matrix += of_image.matrix
+            counts.append(of_image.counts)
+            calibration.update(target, probs)
+    return Scores(confusion, np.stack(counts), calibration)
+
+
+def _coarse_views(model, images, flip):
+    """Return the coarse logits of `images`, and with `flip` those of their mirror images too."""
+    with _evaluating(model):
+        views = [model.forward_coarse(images)]
+        if flip:
+            mirrored = model.forward_coarse(np.ascontiguousarray(images[:, :, ::-1]))
+            views.append(np.ascontiguousarray(mirrored[:, :, ::-1]))
+    return views
+
+
+def _mean_softmax(coarse, size):
+    """Return the mean (*size, K) of the softmax of several logits (1, h, w, K) of one image."""
+    total = enlarged_softmax(coarse[0], size)
+    for logits in coarse[1:]:
+        total += enlarged_softmax(logits, size)
+    total *= 1 / len(coarse)
+    return total[0]
+
+
+def rare_classes(training_pixels):
+    """Return which classes are rare (K,) bool, and the rule in words.
+
+    Rare is below 1 % of the training pixels. Where that sets nothing apart, it is below half an
+    even share, 1 / (2 K); where that does not either, no class is rare.
+    """
+    share = training_pixels / training_pixels.sum()
+    for limit in (RARE, 0.5 / len(share)):
+        rare = share < limit
+        if rare.any() and not rare.all():
+            return rare, f"below {100 * limit:.3g} % of the training pixels"
+    return np.zeros(len(share), bool), "no class"
+
+
+def report_of(scores, class_names, training_pixels, resamples):
+    """Return every number of an evaluation as a dictionary; lists per class in their order."""
+    confusion, calibration = scores.confusion, scores.calibration
+    training_pixels = np.asarray(training_pixels)
+    rare, rule = rare_classes(training_pixels)
+    mean_interval, interval = bootstrap_iou(scores.counts, resamples=resamples)
+    per_class = {"iou": confusion.iou, "dice": confusion.dice, "precision": confusion.precision,
+                 "recall": confusion.recall}
+    _, truth, predicted = confusion.counts
+    present = ~confusion.absent
+
+    def group(members):
+        return {"classes": [name for name, is_in in zip(class_names, members) if is_in],
+                **{f"mean_{key}": mean_of_defined(values[members])
+                   for key, values in per_class.items()}}
+
+    def bins(reliability):
+        return {"count": reliability.count, "confidence": reliability.confidence,
+                "observed": reliability.observed}
+
+    return {
+        "images": len(scores.counts), "classes": list(class_names),
+        "mean_iou_present": confusion.mean_iou_present,
+        "mean_iou_present_interval": mean_interval,
+        "mean_iou_all": confusion.mean_iou_all,
+        "present_classes": int(present.sum()),
+        "absent_classes": [name for name, absent in zip(class_names, ~present) if absent],
+        "active_classes": confusion.active_classes(),
+        "fw_iou": confusion.fw_iou, "pixel_accuracy": confusion.pixel_accuracy,
+        "mean_class_accuracy": confusion.mean_class_accuracy,
+        "mean_dice_present": confusion.mean_dice_present,
+        "mean_dice_all": confusion.mean_dice_all,
+        **per_class, "iou_interval": interval.T, "resamples": resamples,
+        "pixels_in_truth": truth, "pixels_predicted": predicted,
+        "images_with_class": (scores.counts[:, 1] > 0).sum(axis=0),
+        "training_pixels": training_pixels,
+        "groups": {"rare_is": rule, "frequent": group(~rare), "rare": group(rare)},
+        "confusion": confusion.matrix,
+        "calibration": {
+            "top_label_ece": calibration.top_label.ece[0],
+            "classwise_ece": calibration.classwise_ece, "ece": calibration.classes.ece,
+            "mean_probability": calibration.classes.mean_probability,
+            "frequency": calibration.classes.frequency,
+            "classes": bins(calibration.classes), "top_label": bins(calibration.top_label)},
+    }
