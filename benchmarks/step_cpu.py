@@ -195,7 +195,7 @@ def main(argv=None):
     parser = ArgumentParser(prog="python benchmarks/step_cpu.py",
                             description="A training step and an inference, beside torch.")
     parser.add_argument("--model", choices=MODEL_NAMES, action="append", dest="models",
-                        help="may be given several times (default: all)")
+                        help="may be given several times (default: all but the unets)")
     parser.add_argument("--num-classes", type=positive_int, default=21)
     parser.add_argument("--batch-size", type=positive_int, default=8)
     parser.add_argument("--image-size", type=positive_int, nargs=2, metavar=("H", "W"),
@@ -208,7 +208,7 @@ def main(argv=None):
     if arguments.quick:
         arguments.batch_size, arguments.image_size, arguments.repeats = 2, (48, 64), 2
     sizes = (arguments.batch_size, *arguments.image_size, arguments.num_classes)
-    names = arguments.models or MODEL_NAMES
+    names = arguments.models or [name for name in MODEL_NAMES if not name.startswith("unet")]
     torch.set_num_threads(num_threads())  # as many as ours
     results = {"setting": _setting(arguments, sizes)}
     results["models"] = measure_models(names, sizes, arguments.repeats, arguments.channels_last)

@@ -24,10 +24,6 @@ def run_command(main, argv=None):
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except MemoryError as error:
-        print(f"error: out of memory ({error}); use a smaller --image-size or --batch-size",
-              file=sys.stderr)
-        return 2
     except BrokenPipeError:
         # `... | head`: the reader has seen enough. What is left in the buffer goes nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -38,3 +34,23 @@ def run_command(main, argv=None):
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())
+        print(f"error: out of memory{f' ({said})' if said else ''}; use a smaller --image-size or "
+              "--batch-size (with --accumulate to keep the step's size), or --scale; --loss "
+              "lovasz needs the logits at full size besides", file=sys.stderr)
+        return 2
+
+
+def is_out_of_memory(error):
+    """Whether `error` says that memory has run out, that of the machine or that of a GPU.
+
+    CuPy's own is a MemoryError; what CUDA and its libraries report comes as RuntimeErrors, known
+    by their module and text, since CuPy is not imported here.
+    """
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or (
+        type(error).__module__.partition(".")[0] in ("cupy", "cupy_backends")
+        and ("out of memory" in text or "out_of_memory" in text or "alloc_failed" in text))

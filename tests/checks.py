@@ -1,5 +1,8 @@
 """What the tests of many files share: relative agreement, and awkward arrays."""
 
+import importlib.util
+from pathlib import Path
+
 import numpy as np
 
 from minisegnet.verify.gradcheck import numeric_gradient, relative_error
@@ -37,3 +40,12 @@ def non_contiguous(array):
     view.flags.writeable = False
     assert not view.flags.c_contiguous or array.size < 2
     return view
+
+
+def benchmark_module(name):
+    """Return `benchmarks/<name>.py` as a module: scripts are no package, yet worth testing."""
+    path = Path(__file__).parents[1] / "benchmarks" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

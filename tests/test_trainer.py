@@ -8,14 +8,25 @@ import pytest
 from minisegnet.datasets import Batch
 from minisegnet.losses.criterion import Criterion
 from minisegnet.models import build_model
-from minisegnet.optim import SGD, ConstantLR, global_norm
+from minisegnet.optim import (
+    SGD,
+    ConstantLR,
+    EarlyStopping,
+    ExponentialMovingAverage,
+    ReduceLROnPlateau,
+    global_norm,
+)
 from minisegnet.training.checkpoint import read_checkpoint
 from minisegnet.training.run_folder import read_log
-from minisegnet.training.trainer import Trainer
+from minisegnet.training.trainer import Phase, Trainer
+
+CE = Criterion("ce")
 
 
 class Batches:
     """The same batches every epoch; notes which epochs were asked for."""
+
+    sampler = None
 
     def __init__(self, batches):
         self.fixed, self.epochs = batches, []
@@ -23,9 +34,9 @@ class Batches:
     def __len__(self):
         return len(self.fixed)
 
-    def batches(self, epoch=0):
+    def batches(self, epoch=0, start=0):
         self.epochs.append(epoch)
-        yield from self.fixed
+        yield from self.fixed[start:]
 
 
 @pytest.fixture
@@ -36,11 +47,13 @@ def trainer(tmp_path, rng):
 
     def make(**options):
         model = build_model("mini", 3)
-        options = {"schedule": ConstantLR(1e-2), "epochs": 2,
-                   "train_loader": Batches([batch(), batch()]), **options}
-        return Trainer(model=model, optimizer=SGD(model, 1.0), criterion=Criterion("ce"),
-                       val_loader=Batches([batch()]), folder=tmp_path, class_names=("a", "b", "c"),
-                       **options)
+        loader = options.pop("train_loader", Batches([batch(), batch()]))
+        phase = Phase(Criterion("ce"), loader, Batches([batch()]))
+        run = Trainer(model=model, optimizer=SGD(model, 1.0), phase=lambda epoch: phase,
+                      folder=tmp_path, class_names=("a", "b", "c"),
+                      **{"schedule": ConstantLR(1e-2), "epochs": 2, **options})
+        run.train_loader, run.val_loader = phase.train_loader, phase.val_loader
+        return run
 
     return make
 
@@ -48,7 +61,7 @@ def trainer(tmp_path, rng):
 def scores(trainer, mean_ious):
     """Let validation return these mean IoUs, one after the other."""
     mean_ious = iter(mean_ious)
-    trainer._validate = lambda: {
+    trainer._validate = lambda phase: {
         "val_loss": 1.0, "mean_iou": next(mean_ious), "active_classes": 1,
         "share_above_0.30": 0.0, "pixel_accuracy": 0.5, "iou": np.zeros(3)}
 
@@ -71,24 +84,26 @@ def test_the_gradient_of_a_step_is_its_own(trainer):
     run = trainer(schedule=ConstantLR(0.0))
     run.model.aspp.dropout.p = 0.0
     (batch, _), run.model.training = run.train_loader.fixed, True
-    first, second = run.train_step(batch), run.train_step(batch)
+    first, second = (run.train_step([batch], CE) for _ in range(2))
     assert first == second
 
 
 def test_clipping_scales_the_gradient_and_reports_the_norm_before(trainer):
     run = trainer(clip_norm=1e-3)
-    loss, parts, norm = run.train_step(run.train_loader.fixed[0])
-    assert norm > 1e-2 and parts == {}
+    values = run.train_step(run.train_loader.fixed[:1], CE)
+    norm = values.pop("gradient_norm")
+    assert norm > 1e-2 and set(values) == {"train_loss"}
     assert global_norm(run.optimizer.flat) == pytest.approx(1e-3, rel=1e-3)
     free = trainer(train_loader=run.train_loader)
-    free.train_step(free.train_loader.fixed[0])
+    free.train_step(free.train_loader.fixed[:1], CE)
     assert global_norm(free.optimizer.flat) == pytest.approx(norm, rel=1e-6)
 
 
 def test_an_epoch_reports_the_means_over_its_steps(trainer):
     run = trainer(epochs=1)
-    steps = iter([(1.0, {"dice": 0.25}, 4.0), (2.0, {"dice": 0.75}, 8.0)])
-    run.train_step = lambda batch: next(steps)
+    steps = iter([{"train_loss": 1.0, "train_dice": 0.25, "gradient_norm": 4.0},
+                  {"train_loss": 2.0, "train_dice": 0.75, "gradient_norm": 8.0}])
+    run.train_step = lambda batches, criterion: next(steps)
     run.fit()
     record, = read_log(run.folder / "log.jsonl")
     assert (record["train_loss"], record["train_dice"], record["gradient_norm"]) == (1.5, 0.5, 6.0)
@@ -140,7 +155,7 @@ def test_the_best_checkpoint_is_the_first_best_and_the_last_is_the_last(trainer)
             for name in ("best", "last", "epoch_0003")}
     assert {name: m["epoch"] for name, m in meta.items()} == {
         "best": 2, "last": 4, "epoch_0003": 3}
-    assert meta["last"]["step"] == 8 and meta["last"]["best_mean_iou"] == 0.5
+    assert meta["last"]["step"] == 8 and meta["last"]["best"] == 0.5
     assert not (run.folder / "epoch_0002.npz").exists()
 
 
@@ -150,9 +165,9 @@ def test_a_signal_ends_the_run_after_its_step_with_the_state_saved(trainer, numb
     run = trainer()
     step = run.train_step
 
-    def struck(batch):
+    def struck(*arguments):
         signal.raise_signal(number)
-        return step(batch)
+        return step(*arguments)
 
     run.train_step = struck
     assert not run.fit()
@@ -166,7 +181,7 @@ def test_a_second_signal_ends_the_run_at_once(trainer):
     before = signal.getsignal(signal.SIGINT)
     run = trainer()
 
-    def struck_twice(batch):
+    def struck_twice(*arguments):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("still running")
@@ -181,12 +196,109 @@ def test_a_signal_during_validation_ends_the_run_after_it(trainer):
     run = trainer(epochs=3)
     validate = run._validate
 
-    def struck():
+    def struck(phase):
         signal.raise_signal(signal.SIGINT)
-        return validate()
+        return validate(phase)
 
     run._validate = struck
     assert not run.fit()
     assert run.train_loader.epochs == [1]
     assert read_checkpoint(run.folder / "last.npz").meta["epoch"] == 1
     assert len(read_log(run.folder / "log.jsonl")) == 1
+
+
+def three_batches(rng):
+    """Two full batches and one whose pictures are mostly ignored."""
+    batches = []
+    for ignored in (0, 4, 14):
+        target = rng.integers(0, 3, (2, 16, 16), dtype=np.uint8)
+        target[:, :ignored] = 255
+        batches.append(Batch(rng.standard_normal((2, 16, 16, 3)), target, ("a", "b")))
+    return batches
+
+
+@pytest.mark.parametrize("name", ["ce", "focal"])
+def test_accumulation_equals_the_large_batch(trainer, rng, name):
+    batches = three_batches(rng)
+    large = Batch(*(np.concatenate(arrays) for arrays in zip(*(b[:2] for b in batches))), ())
+    criterion = Criterion(name, weight=np.array([1.0, 5.0, 0.3]))
+    gradients, losses = [], []
+    for parts in (batches, [large]):
+        run = trainer(schedule=ConstantLR(0.0))
+        model = build_model("mini", 3, dtype="float64").eval()
+        run.model, run.optimizer = model, SGD(model, 0.0)
+        losses.append(run.train_step(parts, criterion)["train_loss"])
+        gradients.append(run.optimizer.flat.grad.copy())
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-12)
+    assert np.linalg.norm(gradients[0] - gradients[1]) <= 1e-12 * np.linalg.norm(gradients[1])
+
+
+def test_an_epoch_makes_a_step_of_every_n_batches_and_one_of_the_rest(trainer, rng):
+    batches = [Batch(b.images.astype(np.float32), b.target, b.names)
+               for _ in range(2) for b in three_batches(rng)][:5]
+    run, seen = trainer(accumulate=2, train_loader=Batches(batches), epochs=1), []
+    step = run.train_step
+    run.train_step = lambda parts, criterion: (seen.append(len(parts)), step(parts, criterion))[1]
+    run.fit()
+    assert seen == [2, 2, 1] and run.step == 3
+
+
+def test_averages_are_scored_and_kept(trainer):
+    run = trainer(epochs=1)
+    run.ema = ExponentialMovingAverage(run.optimizer, run.model, 0.9)
+    scored, forward = [], run.model.forward_coarse
+
+    def noting(images):
+        if not run.model.training:
+            scored.append(run.model.classifier.params["weight"].copy())
+        return forward(images)
+
+    run.model.forward_coarse = noting
+    run.fit()
+    best, last = (read_checkpoint(run.folder / f"{name}.npz") for name in ("best", "last"))
+    np.testing.assert_array_equal(best.parameters["classifier.weight"], scored[0])
+    trained = run.model.classifier.params["weight"]
+    np.testing.assert_array_equal(last.parameters["classifier.weight"], trained)
+    assert not np.array_equal(trained, scored[0]) and last.ema
+
+
+def test_a_plateau_multiplies_the_schedule_and_is_told_of_validations_only(trainer):
+    run = trainer(epochs=4, val_every=2, schedule=ConstantLR(0.5))
+    run.plateau = ReduceLROnPlateau("max", patience=0, factor=0.1)
+    scores(run, [0.3, 0.2])
+    run.fit()
+    rates = [record["lr"] for record in read_log(run.folder / "log.jsonl")]
+    assert rates == [0.5, 0.5, 0.5, 0.5] and run.plateau.scale == 0.1
+    run.train_step(run.train_loader.fixed[:1], CE)
+    assert run.optimizer.lr == pytest.approx(0.05)
+
+
+def test_a_run_stops_early_and_says_so(trainer, capsys):
+    run = trainer(epochs=9)
+    run.early_stopping = EarlyStopping("max", 2)
+    scores(run, [0.1, 0.3, 0.2, 0.3])
+    assert run.fit() and run.epoch == 4
+    assert "stopped early: no better mean_iou for 2 validations" in capsys.readouterr().out
+
+
+def test_the_best_goes_by_the_monitor(trainer):
+    run = trainer(epochs=3, monitor="val_loss")
+    losses = iter([2.0, 1.0, 3.0])
+    run._validate = lambda phase: {
+        "val_loss": next(losses), "mean_iou": 0.5, "active_classes": 1, "share_above_0.30": 0.0,
+        "pixel_accuracy": 0.5, "iou": np.zeros(3)}
+    run.fit()
+    meta = read_checkpoint(run.folder / "best.npz").meta
+    assert (meta["epoch"], meta["monitor"], meta["best"]) == (2, "val_loss", 1.0)
+
+
+def test_a_new_stage_begins_with_a_new_optimizer(trainer):
+    run, resets = trainer(epochs=3), []
+    phase = run.phase(1)
+    run.phase = lambda epoch: phase._replace(starts_stage=epoch == 2)
+    run.optimizer.reset_state = lambda: resets.append(run.epoch)
+    run.plateau, run.early_stopping = ReduceLROnPlateau("max", patience=0), EarlyStopping("max", 2)
+    scores(run, [0.9, 0.2, 0.1])
+    run.fit()
+    # What was best in the first stage is no measure for the second.
+    assert resets == [1] and run.plateau.best == 0.2 and run.early_stopping.num_bad == 1

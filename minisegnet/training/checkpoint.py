@@ -1,7 +1,7 @@
 """Checkpoints: one .npz of plain arrays, no pickle, written whole or not at all.
 
     param/NAME, buffer/NAME    the model's arrays under their dotted names
-    optimizer/KEY, ema/KEY     what a resumed run needs besides: the optimizer's state, the averages
+    optimizer/KEY, ema/KEY     the state of the optimizer and of the averages
     meta                       JSON text: model name, classes, image size, epoch, scores, ...
 """
 
@@ -35,8 +35,8 @@ def writing(path):
     try:
         yield
     except OSError as error:
-        raise UserError(f"cannot write {path} ({error.strerror or error}); make room, or give "
-                        f"another --output-dir") from error
+        raise UserError(f"cannot write {path} ({error.strerror or error}); make room, or "
+                        f"write to another folder") from error
 
 
 def write_atomically(path, write):
@@ -63,9 +63,9 @@ def save_checkpoint(path, model, *, optimizer=None, ema=None, meta):
 
     `meta` gains the model's name and number of classes. A run also puts there:
 
-    classes        {"names", "mask_values", "void", "ignore_index", "palette", "pixels"}: a list per
-                   class of its name, its value in the mask files, its colour and its pixels in
-                   the training set; and the value in the files that means ignored
+    classes        {"names", "mask_values", "palette", "pixels", "void", "ignore_index"}: of each
+                   class its name, its value in the mask files, its colour and its pixels in the
+                   training set; and the value that means ignored, in the files and here
     image_size     [H, W] of a picture in training
     original_size  [H, W] of the first training picture in its file
     config         the flags of the run

@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
+
 from minisegnet.errors import UserError
 from minisegnet.training.checkpoint import write_atomically, writing
 
@@ -49,6 +51,37 @@ def write_text(path, text):
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
+def write_class_weights(folder, scheme, class_names, weights, statistics):
+    """Write class_weights.json: the weights (None: ones) and the counts that they come from."""
+    write_text(folder / "class_weights.json", json.dumps({
+        "scheme": scheme, "classes": list(class_names),
+        "weights": [1.0] * len(class_names) if weights is None else weights.tolist(),
+        "pixels": statistics.pixels.tolist(), "images": statistics.images.tolist()}, indent=1))
+
+
+def read_class_weights(folder, class_names, pixels):
+    """Return the weights (K,) of the run in `folder`, None where its scheme is "none".
+
+    Raises UserError where its classes, or their pixels in the training set, were others.
+    """
+    path = Path(folder) / "class_weights.json"
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        scheme, names, weights, before = (saved[key] for key in
+                                          ("scheme", "classes", "weights", "pixels"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"cannot read {path} ({error}); start a new run") from error
+    if names != list(class_names):
+        raise UserError(f"the run in {folder} has the classes {', '.join(names)}, the data now "
+                        f"{', '.join(class_names)}; restore classes.txt, or start a new run")
+    for name, then, now in zip(names, before, pixels.tolist()):
+        if then != now:
+            raise UserError(f"the data has changed since the run in {folder} began: {then} pixels "
+                            f"of {name} then, {now} now; restore it, or start a new run with "
+                            f"--init-from")
+    return None if scheme == "none" else np.array(weights)
+
+
 def json_ready(value):
     """Return `value` with NumPy numbers and arrays as plain ones, and NaN as None."""
     if isinstance(value, dict):
@@ -76,3 +109,15 @@ def read_log(path):
     """Return the records of a log.jsonl, one dictionary per epoch."""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines if line]
+
+
+def restore_log(path, record):
+    """Make the log at `path` end with `record`, that of the last finished epoch (None: empty).
+
+    What came after it (an epoch that is now trained again), and a line that was cut off, go.
+    """
+    last_epoch = record["epoch"] if record else 0
+    lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+    # The last line may have been cut off; those before it were written whole.
+    lines = lines[:last_epoch - 1] + [json.dumps(record)] if record else []
+    write_text(path, "".join(line + "\n" for line in lines))

@@ -8,116 +8,180 @@ import os
 import signal
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from minisegnet.errors import UserError
+from minisegnet.losses.criterion import Criterion, WholeBatch
 from minisegnet.optim import clip_grad_norm
-from minisegnet.training.checkpoint import save_checkpoint
+from minisegnet.training.checkpoint import load_weights, save_checkpoint
 from minisegnet.training.evaluation import evaluate
-from minisegnet.training.run_folder import append_json_line
+from minisegnet.training.run_folder import append_json_line, json_ready, restore_log
+from minisegnet.training.settings import LOWER_IS_BETTER
 
 GOOD_IOU = 0.30  # the share of classes above it is reported every epoch
 PER_CLASS_EVERY = 5  # epochs between the per-class lines
+
+
+class Phase(NamedTuple):
+    """What an epoch trains with."""
+
+    criterion: Criterion
+    train_loader: object
+    val_loader: object
+    starts_stage: bool = False  # the optimizer begins anew with this epoch
 
 
 @dataclass
 class Trainer:
     """Everything a run needs; `fit()` runs it.
 
-    `schedule(step)` gives the learning rate of optimizer step `step`, counted from 0.
+    `schedule(step)` gives the learning rate of optimizer step `step`, counted from 0;
+    `phase(epoch)` makes the model ready for an epoch, counted from 1, and returns its `Phase`.
+    `accumulate` batches make one step.
     """
 
     model: object
     optimizer: object
     schedule: object
-    criterion: object
-    train_loader: object
-    val_loader: object
+    phase: object
     folder: object  # pathlib.Path of the run
     class_names: tuple
     epochs: int
+    accumulate: int = 1
     clip_norm: float = 0.0  # 0: no clipping
     val_every: int = 1
     save_every: int = 0
+    monitor: str = "mean_iou"  # the entry of the log's records that best.npz goes by
+    ema: object = None  # ExponentialMovingAverage
+    plateau: object = None  # ReduceLROnPlateau
+    early_stopping: object = None  # EarlyStopping
     meta: dict = None  # what else goes into every checkpoint
 
     def __post_init__(self):
-        self.step = 0
-        self.best = -1.0
+        self.epoch = 0  # epochs finished
+        self.step = 0  # optimizer steps done
+        self.position = 0  # batches done of the epoch after `epoch`
+        self.totals = {}  # of that epoch: sums over its steps
+        self.best = None
+        self.record = None  # of the last finished epoch
+        self.stopped_early = False
         self.interrupted = False
 
     def fit(self):
-        """Train; return True if all epochs were run, False after an interrupt.
+        """Train; return True if the run is complete, False after an interrupt.
 
         The first Ctrl-C or SIGTERM ends the run after the step at hand, with its state saved to
         last.npz; a second one ends it at once. Raises UserError if the loss is not finite.
         """
         with self._graceful_signals():
-            for epoch in range(1, self.epochs + 1):
-                start = time.perf_counter()
-                train_loss, parts, gradient_norm = self._train_epoch(epoch)
-                if self.interrupted:
-                    self._save("last.npz", epoch - 1)
-                    return False
-                record = {"epoch": epoch, "train_loss": train_loss, **parts,
-                          "gradient_norm": gradient_norm, "lr": self.optimizer.lr}
-                if epoch % self.val_every == 0 or epoch == self.epochs:
-                    record.update(self._validate())
-                record["seconds"] = round(time.perf_counter() - start, 3)
-                self._report(record)
-                self._keep(record)
-                if self.interrupted and epoch < self.epochs:
+            while self.epoch < self.epochs and not self.stopped_early:
+                if self.interrupted or not self._run_epoch():
                     return False
         return True
 
-    def train_step(self, batch):
-        """One update; returns (loss, parts of the loss, gradient norm before clipping)."""
+    def _run_epoch(self):
+        """Train and validate the next epoch; return False if it was left in the middle."""
+        epoch, start = self.epoch + 1, time.perf_counter()
+        phase = self.phase(epoch)
+        if phase.starts_stage and self.position == 0:
+            self._start_stage()
+        self._train_epoch(epoch, phase)
+        if self.interrupted:
+            self._save_last()
+            return False
+        steps = self.totals.pop("steps")
+        record = {"epoch": epoch, **{name: total / steps for name, total in self.totals.items()},
+                  "lr": self.optimizer.lr, "loss": phase.criterion.name}
+        if phase.train_loader.sampler is not None:
+            record["sampler"] = phase.train_loader.sampler_report(epoch)
+        if epoch % self.val_every == 0 or epoch == self.epochs:
+            record.update(self._validate(phase))
+        record["seconds"] = round(time.perf_counter() - start, 3)
+        self.epoch, self.position, self.totals, self.record = epoch, 0, {}, json_ready(record)
+        self._report(record)
+        self._keep(record)
+        return True
+
+    def _start_stage(self):
+        """Forget what optimizer and watchers know of the stage before."""
+        self.optimizer.reset_state()
+        if self.plateau is not None:
+            self.plateau.reset()
+            self.plateau.scale = 1.0
+        if self.early_stopping is not None:
+            self.early_stopping.reset()
+
+    def train_step(self, batches, criterion):
+        """One update from the gradients of `batches`, a list.
+
+        Returns {"train_loss", "train_<part of the loss>" ..., "gradient_norm" before clipping}.
+        """
         # An overflow shows in the loss or the norm, and is reported from there.
         with np.errstate(over="ignore", invalid="ignore"):
-            return self._train_step(batch)
+            return self._train_step(batches, criterion)
 
-    def _train_step(self, batch):
-        self.optimizer.lr = self.schedule(self.step)
+    def _train_step(self, batches, criterion):
+        self.optimizer.lr = self.schedule(self.step) * (self.plateau.scale if self.plateau else 1)
         self.optimizer.zero_grad()
-        coarse = self.model.forward_coarse(batch.images)
-        loss, cache = self.criterion.forward_upsampled(coarse, batch.target)
-        loss = float(loss)
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {self.step}; lower --lr, use --clip-norm "
-                            f"1, or another --optimizer")
-        parts = self.criterion.parts(cache)
-        self.model.backward_coarse(self.criterion.backward_upsampled(1.0, cache))
+        whole = None
+        if len(batches) > 1:
+            whole = WholeBatch(self._pixels_per_class(batches), len(batches))
+        values = {"train_loss": 0.0}
+        for batch in batches:
+            coarse = self.model.forward_coarse(batch.images)
+            loss, cache = criterion.forward_upsampled(coarse, batch.target, whole=whole)
+            values["train_loss"] += float(loss)
+            if not math.isfinite(values["train_loss"]):
+                raise UserError(f"the loss is {float(loss)} at step {self.step}; lower --lr, use "
+                                f"--clip-norm 1, or another --optimizer")
+            for name, value in criterion.parts(cache).items():
+                values[f"train_{name}"] = values.get(f"train_{name}", 0.0) + float(value)
+            self.model.backward_coarse(criterion.backward_upsampled(1.0, cache))
         norm = float(clip_grad_norm(self.optimizer, self.clip_norm or math.inf))
         if not math.isfinite(norm):
             raise UserError(f"the gradient is not finite at step {self.step}; lower --lr, or use "
                             f"another --optimizer")
         self.optimizer.step()
+        if self.ema is not None:
+            self.ema.update()
         self.step += 1
-        return loss, parts, norm
+        return {**values, "gradient_norm": norm}
 
-    def _train_epoch(self, epoch):
+    def _pixels_per_class(self, batches):
+        """Return the pixels (K,) of each class in the targets; ignored ones lie beyond K."""
+        K = self.model.num_classes
+        return sum(np.bincount(batch.target.ravel(), minlength=K)[:K] for batch in batches)
+
+    def _train_epoch(self, epoch, phase):
+        """Do the steps of the epoch from `position` on, adding what they say to `totals`."""
         self.model.train()
-        total_loss, totals, total_norm, steps = 0.0, {}, 0.0, 0
-        batches = self.train_loader.batches(epoch)
-        for batch in self._bar(batches, len(self.train_loader), f"epoch {epoch}"):
-            loss, parts, norm = self.train_step(batch)
-            total_loss, total_norm, steps = total_loss + loss, total_norm + norm, steps + 1
-            for name, value in parts.items():
-                totals[f"train_{name}"] = totals.get(f"train_{name}", 0.0) + float(value)
+        loader = phase.train_loader
+        batches = loader.batches(epoch, start=self.position)
+        bar = self._bar(batches, len(loader), f"epoch {epoch}", initial=self.position)
+        waiting = []
+        for batch in bar:
+            waiting.append(batch)
+            done = self.position + len(waiting)
+            if len(waiting) < self.accumulate and done < len(loader):
+                continue
+            for name, value in self.train_step(waiting, phase.criterion).items():
+                self.totals[name] = self.totals.get(name, 0.0) + value
+            self.totals["steps"] = self.totals.get("steps", 0) + 1
+            self.position, waiting = done, []
             if self.interrupted:
                 batches.close()
                 break
-        return (total_loss / steps, {name: value / steps for name, value in totals.items()},
-                total_norm / steps)
 
-    def _validate(self):
-        loss, confusion = evaluate(
-            self.model, self.val_loader, self.criterion,
-            progress=lambda batches: self._bar(batches, len(self.val_loader), "validate"))
+    def _validate(self, phase):
+        with self.ema.applied() if self.ema else nullcontext():
+            loss, confusion = evaluate(
+                self.model, phase.val_loader, phase.criterion,
+                progress=lambda batches: self._bar(batches, len(phase.val_loader), "validate"))
         iou = confusion.iou
         return {
             "val_loss": loss,
@@ -134,9 +198,9 @@ class Trainer:
         }
 
     @staticmethod
-    def _bar(batches, total, label):
+    def _bar(batches, total, label, initial=0):
         # disable=None: a bar on a terminal only, never in a log file
-        return tqdm(batches, total=total, desc=label, leave=False, disable=None)
+        return tqdm(batches, total=total, desc=label, leave=False, disable=None, initial=initial)
 
     def _report(self, record):
         line = f"epoch {record['epoch']:>3}/{self.epochs}  train {record['train_loss']:.4f}"
@@ -152,18 +216,86 @@ class Trainer:
                                                zip(self.class_names, record["iou"])))
 
     def _keep(self, record):
-        if record.get("mean_iou", -1.0) > self.best:
-            self.best = record["mean_iou"]
-            self._save("best.npz", record["epoch"])
-        self._save("last.npz", record["epoch"])
-        if self.save_every and record["epoch"] % self.save_every == 0:
-            self._save(f"epoch_{record['epoch']:04d}.npz", record["epoch"])
-        append_json_line(self.folder / "log.jsonl", record)
+        """Write what a finished epoch leaves; last.npz is what a resumed run goes by.
 
-    def _save(self, name, epoch):
-        save_checkpoint(self.folder / name, self.model, optimizer=self.optimizer,
-                        meta={**(self.meta or {}), "epoch": epoch, "step": self.step,
-                              "best_mean_iou": self.best, "class_names": list(self.class_names)})
+        It holds the epoch's record too, and the log comes after it: a run killed at any moment
+        in between finds both again, or neither.
+        """
+        value = record.get(self.monitor)
+        is_best = value is not None and self._is_better(value)
+        if is_best:
+            self.best = value
+        if value is not None and self.plateau is not None:
+            self.plateau.update(value)
+        if value is not None and self.early_stopping is not None:
+            self.stopped_early = self.early_stopping.update(value)
+        if is_best:
+            self._save_scored("best.npz")
+        if self.save_every and self.epoch % self.save_every == 0:
+            self._save_scored(f"epoch_{self.epoch:04d}.npz")
+        self._save_last()
+        append_json_line(self.folder / "log.jsonl", record)
+        if self.stopped_early:
+            tqdm.write(f"stopped early: no better {self.monitor} for "
+                       f"{self.early_stopping.patience} validations")
+
+    def _is_better(self, value):
+        if self.best is None:
+            return value == value  # not NaN
+        return value < self.best if self.monitor in LOWER_IS_BETTER else value > self.best
+
+    def _save_scored(self, name):
+        """Save the weights as they were scored: the averages where there are some."""
+        with self.ema.applied() if self.ema else nullcontext():
+            save_checkpoint(self.folder / name, self.model, meta=self._meta())
+
+    def _save_last(self):
+        """Save everything that a resumed run needs."""
+        progress = {
+            "position": self.position, "totals": self.totals, "record": self.record,
+            "stopped_early": self.stopped_early,
+            "generators": [rng.bit_generator.state for rng in self._generators()],
+            "plateau": self.plateau.state_dict() if self.plateau else None,
+            "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
+        }
+        save_checkpoint(self.folder / "last.npz", self.model, optimizer=self.optimizer,
+                        ema=self.ema, meta={**self._meta(), "progress": progress})
+
+    def _meta(self):
+        return {**(self.meta or {}), "epoch": self.epoch, "step": self.step,
+                "monitor": self.monitor, "best": self.best}
+
+    def _generators(self):
+        """Return the random generators that layers draw from (dropout), each once."""
+        layers = (layer for _, layer in self.model.named_layers() if hasattr(layer, "rng"))
+        return list({id(layer.rng): layer.rng for layer in layers}.values())
+
+    def restore(self, checkpoint):
+        """Go on where the run of `checkpoint`, its last.npz, stood; mends the log to match.
+
+        Raises UserError if it does not hold such a state.
+        """
+        meta = checkpoint.meta
+        if "progress" not in meta:
+            raise UserError(f"{checkpoint.path} holds weights but no run to go on with; start a "
+                            f"new one with --init-from {checkpoint.path}")
+        progress = meta["progress"]
+        load_weights(self.model, checkpoint)
+        try:
+            self.optimizer.load_state_dict(checkpoint.optimizer)
+            for state, saved in ((self.ema, checkpoint.ema), (self.plateau, progress["plateau"]),
+                                 (self.early_stopping, progress["early_stopping"])):
+                if state is not None:
+                    state.load_state_dict(saved)
+            for rng, saved in zip(self._generators(), progress["generators"], strict=True):
+                rng.bit_generator.state = saved
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{checkpoint.path} does not fit the settings of its run "
+                            f"({error}); was config.toml changed?") from error
+        self.epoch, self.step, self.best = meta["epoch"], meta["step"], meta["best"]
+        self.position, self.totals = progress["position"], progress["totals"]
+        self.record, self.stopped_early = progress["record"], progress["stopped_early"]
+        restore_log(self.folder / "log.jsonl", self.record)
 
     @contextmanager
     def _graceful_signals(self):
