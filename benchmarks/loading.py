@@ -2,7 +2,7 @@
 
     python benchmarks/loading.py --data path/to/CamVid
     python benchmarks/loading.py --data path/to/CamVid --augment strong
-    python benchmarks/loading.py --data floorplans --quick     a smoke test; means nothing
+    python benchmarks/loading.py --quick        a smoke test on floor plans; means nothing
 
 An epoch of N steps is trained twice in turn: once with the loader's threads at work beside it, and
 once from the very same batches, kept in memory. The ratio of the two times, wall clock and
@@ -21,7 +21,13 @@ import numpy as np
 from workloads import OurWorkload
 
 from minisegnet.cli import ArgumentParser, positive_int
-from minisegnet.datasets import PRESETS, DataLoader, make_augmentation, open_dataset
+from minisegnet.datasets import (
+    PRESETS,
+    DataLoader,
+    FloorPlans,
+    make_augmentation,
+    open_dataset,
+)
 from minisegnet.datasets.transforms import normalize
 from minisegnet.errors import run_command
 from minisegnet.models import MODEL_NAMES
@@ -108,20 +114,19 @@ def main(argv=None):
     parser.add_argument("--rounds", type=positive_int, default=5)
     parser.add_argument("--quick", action="store_true", help="tiny: a smoke test")
     arguments = parser.parse_args(argv)
-    dataset = open_dataset(arguments.data)
     if arguments.quick:
         arguments.image_size, arguments.batch_size, arguments.rounds = (48, 64), 2, 1
-        dataset.pairs = getattr(dataset, "pairs", [])[:8]
+    dataset = FloorPlans(length=8) if arguments.quick else open_dataset(arguments.data)
+    H, W = arguments.image_size
     transform = make_augmentation(arguments.augment, arguments.image_size)
     loader = DataLoader(dataset, arguments.batch_size, transform=transform, shuffle=True,
                         num_workers=arguments.num_workers, drop_last=True)
     workload = OurWorkload(arguments.model, dataset.num_classes)
     print(f"{arguments.model}, {len(loader)} steps an epoch, batch {arguments.batch_size}, "
-          f"{arguments.image_size[0]}x{arguments.image_size[1]}, {arguments.augment} augmentation, "
-          f"{arguments.num_workers} loading and {num_threads()} training threads, "
-          f"{os.cpu_count()} cores", flush=True)
+          f"{H}x{W}, {arguments.augment} augmentation, {arguments.num_workers} loading and "
+          f"{num_threads()} training threads, {os.cpu_count()} cores", flush=True)
     loading, memory = compare_epochs(workload, loader, arguments.rounds)
-    stages = milliseconds_per_sample(dataset, transform, (*arguments.image_size, 3))
+    stages = milliseconds_per_sample(dataset, transform, (H, W, 3))
     print(report(loading, memory, len(loader), arguments.batch_size, stages))
     return 0
 

@@ -18,6 +18,7 @@ from minisegnet.datasets.transforms import normalize
 from minisegnet.errors import UserError, run_command
 from minisegnet.models import build_model
 from minisegnet.optim import ExponentialMovingAverage, near_restart_top
+from minisegnet.plots.augmentation import augmentations
 from minisegnet.training import run_folder
 from minisegnet.training.build import (
     build_optimizer,
@@ -77,6 +78,8 @@ def main(argv=None):
     if settings.resume:
         _go_on(settings, trainer, resumable)
     print(f"run folder: {folder}", flush=True)
+    if settings.augment != "none" and not (folder / "augmentation.png").exists():
+        _draw_augmentation(folder, trainer, train_set, statistics)
     finished = trainer.fit()
     _draw(folder, trainer, val_set, val_statistics)
     if not finished:
@@ -225,6 +228,21 @@ def _draw(folder, trainer, val_set, statistics):
         figure = plots.predictions(samples, predictions, trainer.class_names, val_set.palette,
                                    val_set.ignore_index)
         plots.save(figure, folder / "predictions.png")
+
+
+def _draw_augmentation(folder, trainer, train_set, statistics, versions=4):
+    """Write augmentation.png: pictures with rare classes, and what the training makes of them."""
+    settings = trainer.phase.settings
+    transform = trainer.phase.train_loader(settings.image_size).transform
+    resize = datasets.Resize(settings.image_size, ignore_index=settings.ignore_index)
+    rows = {}
+    for i in _worth_showing(statistics, count=3):
+        sample = train_set[i]
+        rows[sample.name] = [resize(sample, None)] + [
+            transform(sample, np.random.default_rng([settings.seed, i, version]))
+            for version in range(versions)]
+    figure = augmentations(rows, train_set.class_names, train_set.palette, settings.ignore_index)
+    plots.save(figure, folder / "augmentation.png")
 
 
 def _worth_showing(statistics, count=5):

@@ -119,6 +119,7 @@ def test_what_is_no_run_folder_is_not_resumed(tmp_path):
     (["--loss", "tversky", "--tversky-alpha", 0, "--tversky-beta", 0], ["--tversky-alpha 0"]),
     (["--dice-mode", "smp", "--loss", "ce"], ["--dice-mode smp"]),
     (["--dice-mode", "smp", "--loss", "dice"], ["--dice-mode smp", "--class-weights none"]),
+    (["--sampler", "class-crops"], ["--sampler class-crops", "--augment"]),
     (["--ema", 1], ["--ema"]),
     (["--schedule", "plateau", "--min-lr", 1], ["--min-lr 1"]),
 ])

@@ -51,10 +51,11 @@ def tiny_run(data, output, *flags):
 
 def test_a_run_leaves_everything_it_promises(tiny_folder, tmp_path, capsys):
     out = tmp_path / "run"
-    assert tiny_run(tiny_folder, out, "--save-every", 2, "--class-weights", "median") == 0
+    assert tiny_run(tiny_folder, out, "--save-every", 2, "--class-weights", "median",
+                    "--augment", "strong") == 0
     assert {p.name for p in out.iterdir()} == {
         "config.toml", "log.jsonl", "class_weights.json", "last.npz", "best.npz",
-        "epoch_0002.npz", "curves.png", "predictions.png"}
+        "epoch_0002.npz", "curves.png", "predictions.png", "augmentation.png"}
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch")]
     assert len(lines) == 2
     for word in ("train", "val", "mIoU", "active", "/3", ">0.30", "acc", "lr", " s"):
@@ -64,7 +65,7 @@ def test_a_run_leaves_everything_it_promises(tiny_folder, tmp_path, capsys):
     assert json.loads((out / "class_weights.json").read_text())["scheme"] == "median"
     assert tomllib.loads((out / "config.toml").read_text())["class_weights"] == "median"
     assert read_checkpoint(out / "best.npz").meta["classes"]["names"] == ["ground", "house", "pool"]
-    for picture in ("curves.png", "predictions.png"):
+    for picture in ("curves.png", "predictions.png", "augmentation.png"):
         with Image.open(out / picture) as image:
             assert image.size[0] > 500
 

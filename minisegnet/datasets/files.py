@@ -81,11 +81,19 @@ def read_image(path):
     if it cannot be decoded, or is a grey one of 16 bits.
     """
     with _open_image(path) as picture:
-        # By way of RGBA, without which Pillow warns of a palette with transparent colours.
-        mode = "RGBA" if "transparency" in picture.info else "RGB"
-        image = _decoded(path, lambda: picture.convert(mode).convert("RGB"))
+        image = _decoded(path, lambda: _as_rgb(picture))
         orientation = _orientation(picture)
-    return np.asarray(image if orientation == 1 else image.transpose(_UPRIGHT[orientation]))
+        return np.asarray(image if orientation == 1 else image.transpose(_UPRIGHT[orientation]))
+
+
+def _as_rgb(picture):
+    if "transparency" in picture.info:
+        # By way of RGBA, without which Pillow warns of a palette with transparent colours.
+        picture = picture.convert("RGBA")
+    if picture.mode == "RGB":  # convert would make a copy
+        picture.load()
+        return picture
+    return picture.convert("RGB")
 
 
 def _orientation(picture):

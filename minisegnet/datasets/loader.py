@@ -26,8 +26,8 @@ class DataLoader:
     The order of an epoch is that of the data set, or a random one with `shuffle`, or what
     `sampler` draws (which then replaces `shuffle`), from `default_rng([seed, epoch])`.
     `transform(sample, rng)` prepares a sample, `transform(sample, rng, focus)` one that the
-    sampler drew for a class; its random numbers come from `default_rng([seed, epoch, position])`,
-    the position in the epoch. With `num_workers` 0 everything happens in the calling thread;
+    sampler drew for a class; its random numbers come from `default_rng([seed, epoch, n])`, n being
+    its number in the epoch, from 1. With `num_workers` 0 everything happens in the calling thread;
     otherwise up to two batches are in the making ahead of the one in use. `drop_last` leaves out
     a last, smaller batch.
     """
@@ -107,7 +107,8 @@ class DataLoader:
         sample = self.dataset[index]
         if self.transform is None:
             return sample
-        rng = np.random.default_rng([self.seed, epoch, position])
+        # From 1 on: a stream with a 0 at the end is the one without it, the order's own.
+        rng = np.random.default_rng([self.seed, epoch, position + 1])
         if focus is None:
             return self.transform(sample, rng)
         return self.transform(sample, rng, focus)

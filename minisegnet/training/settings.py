@@ -323,6 +323,8 @@ def _contradictions(s):
     yield (s.batch_size < 2 and not is_unet,
            "--batch-size 1: the image pooling of these models has one value per image and "
            "channel, so its batch norm needs a batch of at least 2 (or --model unet_small)")
+    yield (s.sampler == "class-crops" and s.augment == "none",
+           "--sampler class-crops needs crops; add --augment standard, enhanced or strong")
     losses = {s.loss, *(loss for _, loss in s.loss_after)}
     yield (s.label_smoothing and losses != {"ce"},
            f"--label-smoothing goes with --loss ce, not with "
