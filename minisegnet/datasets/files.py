@@ -80,7 +80,7 @@ def read_image(path):
     A photo that its EXIF tag turns comes out turned, as every viewer shows it. Raises UserError
     if it cannot be decoded, or is a grey one of 16 bits.
     """
-    with _open_image(path) as picture:
+    with open_image(path) as picture:
         image = _decoded(path, lambda: _as_rgb(picture))
         orientation = _orientation(picture)
         return np.asarray(image if orientation == 1 else image.transpose(_UPRIGHT[orientation]))
@@ -126,7 +126,8 @@ def read_mask(path):
     return mask.astype(np.uint8)
 
 
-def _open_image(path):
+def open_image(path):
+    """Return the picture at `path`, opened and not yet decoded; UserError if it is no image."""
     picture = _open(path)
     if picture.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
         picture.close()
@@ -155,7 +156,7 @@ def _decoded(path, decode):
 def _unreadable(path, error):
     reason = str(error).partition("\n")[0]
     return UserError(
-        f"{path} cannot be decoded ({reason}); replace it, or remove it and its partner"
+        f"{path} cannot be decoded ({reason}); replace or remove it"
     )
 
 
@@ -229,13 +230,13 @@ class PairedFiles:
                 f"{self.num_classes} classes ({show_values(sorted(self.mask_values))}{ignored}); "
                 "correct the mask, or list all classes in classes.txt"
             )
-        return self._to_id.astype(np.uint8)[raw]
+        return self._to_id.astype(np.uint8).take(raw)
 
     def _checked_mask(self, pair):
         """Return the mask of a pair after decoding both files and comparing their sizes."""
         image_path, mask_path = pair
         mask = self._read_labels(mask_path)
-        with _open_image(image_path) as picture:
+        with open_image(image_path) as picture:
             size = picture.size
             # A JPEG decoded at an eighth of its size still reads every byte, much faster.
             picture.draft(None, (size[0] // 8, size[1] // 8))

@@ -22,7 +22,7 @@ def find_pictures(inputs):
             raise UserError(f"there is no picture or folder {path}; check the path")
         found += files.list_files(path).values() if path.is_dir() else [path]
     for path in found:
-        files._open_image(path).close()
+        files.open_image(path).close()
     return found
 
 

@@ -15,4 +15,7 @@ class Sample(NamedTuple):
 
 def labels_in(mask):
     """Return the sorted label values that occur in `mask` (H, W) uint8."""
-    return np.flatnonzero(np.bincount(mask.ravel(), minlength=256))
+    # Delete from all values those in the mask; what is left is absent. np.unique and bincount
+    # say the same in five times the time, and every sample is asked several times.
+    absent = bytes(range(256)).translate(None, mask.tobytes())
+    return np.delete(np.arange(256), list(absent))

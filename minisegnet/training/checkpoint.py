@@ -95,7 +95,8 @@ def read_checkpoint(path):
                 if kind in groups:
                     groups[kind][name] = arrays[key]
     except Exception as error:  # a damaged archive can make zipfile and NumPy raise anything
-        raise UserError(f"{path} is not a checkpoint of minisegnet ({error}); "
+        reason = "no .npz archive" if "allow_pickle" in str(error) else error
+        raise UserError(f"{path} is not a checkpoint of minisegnet ({reason}); "
                         f"use a last.npz or best.npz of a run folder") from error
     return Checkpoint(path, *groups.values(), meta)
 

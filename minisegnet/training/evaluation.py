@@ -9,10 +9,8 @@ from minisegnet.calibration import Calibration
 from minisegnet.layers import inference_mode
 from minisegnet.losses._softmax import classes_first, map_pixel_blocks
 from minisegnet.losses.upsampled import upsampled_prediction
-from minisegnet.metrics import ConfusionMatrix, bootstrap_iou, mean_of_defined
+from minisegnet.metrics import ConfusionMatrix
 from minisegnet.ops.upsample import upsample_bilinear_forward
-
-RARE = 0.01  # of the training pixels: a class below is rare
 
 
 @contextmanager
@@ -127,64 +125,3 @@ def _mean_softmax(coarse, size):
         total += enlarged_softmax(logits, size)
     total *= 1 / len(coarse)
     return total[0]
-
-
-def rare_classes(training_pixels):
-    """Return which classes are rare (K,) bool, and the rule in words.
-
-    Rare is below 1 % of the training pixels. Where that sets nothing apart, it is below half an
-    even share, 1 / (2 K); where that does not either, no class is rare.
-    """
-    share = training_pixels / training_pixels.sum()
-    for limit in (RARE, 0.5 / len(share)):
-        rare = share < limit
-        if rare.any() and not rare.all():
-            return rare, f"below {100 * limit:.3g} % of the training pixels"
-    return np.zeros(len(share), bool), "no class"
-
-
-def report_of(scores, class_names, training_pixels, resamples):
-    """Return every number of an evaluation as a dictionary; lists per class in their order."""
-    confusion, calibration = scores.confusion, scores.calibration
-    training_pixels = np.asarray(training_pixels)
-    rare, rule = rare_classes(training_pixels)
-    mean_interval, interval = bootstrap_iou(scores.counts, resamples=resamples)
-    per_class = {"iou": confusion.iou, "dice": confusion.dice, "precision": confusion.precision,
-                 "recall": confusion.recall}
-    _, truth, predicted = confusion.counts
-    present = ~confusion.absent
-
-    def group(members):
-        return {"classes": [name for name, is_in in zip(class_names, members) if is_in],
-                **{f"mean_{key}": mean_of_defined(values[members])
-                   for key, values in per_class.items()}}
-
-    def bins(reliability):
-        return {"count": reliability.count, "confidence": reliability.confidence,
-                "observed": reliability.observed}
-
-    return {
-        "images": len(scores.counts), "classes": list(class_names),
-        "mean_iou_present": confusion.mean_iou_present,
-        "mean_iou_present_interval": mean_interval,
-        "mean_iou_all": confusion.mean_iou_all,
-        "present_classes": int(present.sum()),
-        "absent_classes": [name for name, absent in zip(class_names, ~present) if absent],
-        "active_classes": confusion.active_classes(),
-        "fw_iou": confusion.fw_iou, "pixel_accuracy": confusion.pixel_accuracy,
-        "mean_class_accuracy": confusion.mean_class_accuracy,
-        "mean_dice_present": confusion.mean_dice_present,
-        "mean_dice_all": confusion.mean_dice_all,
-        **per_class, "iou_interval": interval.T, "resamples": resamples,
-        "pixels_in_truth": truth, "pixels_predicted": predicted,
-        "images_with_class": (scores.counts[:, 1] > 0).sum(axis=0),
-        "training_pixels": training_pixels,
-        "groups": {"rare_is": rule, "frequent": group(~rare), "rare": group(rare)},
-        "confusion": confusion.matrix,
-        "calibration": {
-            "top_label_ece": calibration.top_label.ece[0],
-            "classwise_ece": calibration.classwise_ece, "ece": calibration.classes.ece,
-            "mean_probability": calibration.classes.mean_probability,
-            "frequency": calibration.classes.frequency,
-            "classes": bins(calibration.classes), "top_label": bins(calibration.top_label)},
-    }

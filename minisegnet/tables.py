@@ -1,0 +1,19 @@
+"""Tables of plain text, for the terminal."""
+
+import math
+
+
+def number_text(value, spec=".3f"):
+    """Return a number in the format `spec`, and a dash for nan, the number that there is not."""
+    return "-" if math.isnan(value) else format(value, spec)
+
+
+def aligned(rows, left=1):
+    """Return rows of texts as lines with columns of one width.
+
+    The first `left` columns stand to the left, the others, numbers, to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    return ["  ".join(text.ljust(width) if c < left else text.rjust(width)
+                      for c, (text, width) in enumerate(zip(row, widths))).rstrip()
+            for row in rows]
