@@ -1,4 +1,4 @@
-"""The runs of a comparison of losses: alike in all else, trained as far as they are not there."""
+"""The runs of a comparison of losses: what is asked for, and training what is not there yet."""
 
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +21,37 @@ class Choice(NamedTuple):
     class_weights: str
 
 
-def parse_choice(text, weights):
+class Job(NamedTuple):
+    """One run to train: a choice, with the flags of minisegnet.train but for --output-dir."""
+
+    choice: Choice
+    seed: int
+    folder: Path
+    flags: list
+
+
+def parse_choices(names, flags):
+    """Return (the settings all runs share, the `Choice`s) of --losses `names` with `flags`.
+
+    `flags` are those of minisegnet.train. Raises UserError for one that does not go with --losses,
+    and for names that are unknown or stand for the same.
+    """
+    for flag, cure in (("--loss", "name it in --losses"), ("--dry-run", "use minisegnet.train"),
+                       ("--resume", "the same command again goes on")):
+        if any(word.partition("=")[0] == flag for word in flags):
+            raise UserError(f"{flag} does not go with --losses: {cure}")
+    base = train.parse_settings([*flags, "--loss=ce"])
+    choices = [_parse_choice(name, base.class_weights) for name in names]
+    for i, choice in enumerate(choices):
+        for other in choices[:i]:
+            if choice[1:] == other[1:]:
+                raise UserError(f"--losses {other.name} and {choice.name} are the same: "
+                                f"{choice.loss}, class weights {choice.class_weights}; leave one "
+                                f"out")
+    return base, choices
+
+
+def _parse_choice(text, weights):
     """Return the `Choice` of one name in --losses; `weights` is what --class-weights says."""
     name, colon, scheme = text.partition(":")
     if colon and scheme not in SCHEMES:
@@ -34,28 +64,13 @@ def parse_choice(text, weights):
     return Choice(text, "ce" if name == "weighted" else name, scheme)
 
 
-def train_all(arguments, flags):
-    """Train what is not there yet; return (rows, folder of the comparison, exit code).
+def plan_jobs(choices, seeds, flags, folder):
+    """Return a `Job` per seed and choice, with its place in `folder`.
 
-    Everything that the flags alone can tell is refused before the first run.
+    Raises UserError if the flags suit no run of a choice, or another run is in its place.
     """
-    for flag, cure in (("--loss", "name it in --losses"), ("--dry-run", "use minisegnet.train"),
-                       ("--resume", "the same command again goes on")):
-        if any(word.partition("=")[0] == flag for word in flags):
-            raise UserError(f"{flag} does not go with --losses: {cure}")
-    base = train.parse_settings([*flags, "--loss=ce"])
-    choices = [parse_choice(name, base.class_weights) for name in arguments.losses]
-    for i, choice in enumerate(choices):
-        for other in choices[:i]:
-            if choice[1:] == other[1:]:
-                raise UserError(f"--losses {other.name} and {choice.name} are the same: "
-                                f"{choice.loss}, class weights {choice.class_weights}; leave one "
-                                f"out")
-    folder = Path(arguments.output_dir or f"comparisons/{Path(base.data).resolve().name}")
-    refuse_foreign_files(folder)
-
     jobs = []
-    for seed in range(base.seed, base.seed + arguments.seeds):
+    for seed in seeds:
         for choice in choices:
             run_flags = [*flags, f"--loss={choice.loss}",
                          f"--class-weights={choice.class_weights}", f"--seed={seed}"]
@@ -65,25 +80,12 @@ def train_all(arguments, flags):
                 settings = train.parse_settings(run_flags)
             except UserError as error:
                 raise UserError(f"--losses {choice.name}: {error}") from error
-            refuse_other_settings(path, settings)
-            jobs.append((choice, seed, path, run_flags))
-
-    rows = {choice.name: [] for choice in choices}
-    print(f"{len(choices)} losses x {arguments.seeds} seeds, {base.epochs} epochs each; {folder}")
-    for number, (choice, seed, path, run_flags) in enumerate(jobs, 1):
-        print(f"\n== {number}/{len(jobs)}  {choice.name}, seed {seed}: {choice.loss}, class "
-              f"weights {choice.class_weights}", flush=True)
-        try:
-            code = train_one(path, run_flags)
-        except UserError as error:
-            raise UserError(f"{choice.name}, seed {seed}: {error}") from error
-        if code:
-            return [], folder, code
-        rows[choice.name].append(read_run(path))
-    return [Row(name, runs) for name, runs in rows.items()], folder, 0
+            _refuse_other_settings(path, settings)
+            jobs.append(Job(choice, seed, path, run_flags))
+    return jobs
 
 
-def refuse_other_settings(path, settings):
+def _refuse_other_settings(path, settings):
     """Raise UserError if `path` holds anything but a run with these settings."""
     if not path.exists() or not any(path.iterdir()):
         return
@@ -99,22 +101,38 @@ def refuse_other_settings(path, settings):
                             f"{value}; give another --output-dir")
 
 
-def train_one(path, flags):
+def train_all(jobs):
+    """Train what is not there yet; return (a `Row` per choice, exit code)."""
+    runs = {}
+    for number, (choice, seed, path, flags) in enumerate(jobs, 1):
+        print(f"\n== {number}/{len(jobs)}  {choice.name}, seed {seed}: {choice.loss}, class "
+              f"weights {choice.class_weights}", flush=True)
+        try:
+            code = _train_one(path, flags)
+        except UserError as error:
+            raise UserError(f"{choice.name}, seed {seed}: {error}") from error
+        if code:
+            return [], code
+        runs.setdefault(choice.name, []).append(read_run(path))
+    return [Row(name, of_name) for name, of_name in runs.items()], 0
+
+
+def _train_one(path, flags):
     """Train into `path`, go on with the run that is there, or keep it; return the exit code."""
     if not (path / "config.toml").exists():
         return train.main([*flags, f"--output-dir={path}"])
-    if is_complete(path):
+    if _is_complete(path):
         print(f"kept: {path} is complete")
         return 0
     try:
         return train.main(["--resume", str(path)])
     except UserError:
-        if is_complete(path):  # killed just before the last line of its log, which is back now
+        if _is_complete(path):  # killed just before the last line of its log, which is back now
             return 0
         raise
 
 
-def is_complete(path):
+def _is_complete(path):
     """Whether the log of the run in `path` reaches its last epoch, or it was stopped early."""
     try:
         run = read_run(path)

@@ -250,10 +250,10 @@ def test_a_corrupt_file(folder, which, damage):
         data = path.read_bytes()
         kept = {"cut": data[: len(data) * 2 // 3], "garbage": b"not a picture", "empty": b""}
         path.write_bytes(kept[damage])
-        assert_refused(Folder(folder).check, path, "replace it")
+        assert_refused(Folder(folder).check, path, "replace or remove it")
         path.write_bytes(data)
     path.write_bytes(kept[damage])
-    assert_refused(lambda: Folder(folder)[len(Folder(folder)) - 1], path, "replace it")
+    assert_refused(lambda: Folder(folder)[len(Folder(folder)) - 1], path, "replace or remove it")
 
 
 def test_labels_out_of_range_are_named(folder):

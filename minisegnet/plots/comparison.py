@@ -28,8 +28,8 @@ def _colour(i):
 def compared_curves(logs, rare):
     """Mean IoU and IoU of the rare classes of all runs; below, the losses of each by itself.
 
-    `logs` maps a title to the logs of its runs, one per seed; `rare` are class ids. A line is the
-    mean over the seeds, the band around it their range. Losses of different kinds have no common
+    `logs` maps a title to the logs of its runs, one per seed; `rare` are class ids, perhaps
+    none. A line is the mean over the seeds, the band around it their range. Losses of different kinds have no common
     scale, so each has its own axes: training against validation is what is to be read there.
     """
     from matplotlib.figure import Figure
@@ -39,13 +39,14 @@ def compared_curves(logs, rare):
     heights = (4, 2.6 * rows)
     figure = Figure(figsize=(max(11, 2.4 * columns), sum(heights)), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=heights)
-    mean, of_rare = upper.subplots(1, 2)
+    mean, *of_rare = upper.subplots(1, 2 if len(rare) else 1, squeeze=False)[0]
     for i, (title, seeds) in enumerate(logs.items()):
         style = {"color": _colour(i), "marker": _MARKERS[i % len(_MARKERS)], "markersize": 4,
                  "linestyle": _LINE_STYLES[i // len(_COLOURS) % 3], "label": title}
         _band(mean, seeds, lambda record: record.get("mean_iou"), **style)
-        _band(of_rare, seeds, lambda record: _mean_of(record.get("iou"), rare), **style)
-    for axes, of_which in ((mean, ""), (of_rare, " of the rare classes")):
+        for axes in of_rare:
+            _band(axes, seeds, lambda record: _mean_of(record.get("iou"), rare), **style)
+    for axes, of_which in zip((mean, *of_rare), ("", " of the rare classes")):
         # A line at 0 should be seen above the frame, and noise at 0.01 not fill it.
         top = max(0.1, 1.05 * axes.dataLim.ymax)
         axes.set(title=f"mean IoU{of_which}, validation", ylabel="IoU", ylim=(-0.02 * top, top))
@@ -62,7 +63,7 @@ def compared_curves(logs, rare):
         panels[i].legend(fontsize="small", frameon=False, loc="best")
     for axes in panels[len(logs):]:
         axes.set_axis_off()
-    for axes in (mean, of_rare, *panels[:len(logs)]):
+    for axes in (mean, *of_rare, *panels[:len(logs)]):
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -135,7 +136,7 @@ def compared_classes(iou, class_names, pixels, rare):
         axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.3)
     _legend_above(figure, axes_of[0, 0], "IoU per class, from frequent to rare: share of the "
-                  "training pixels below the name, the rare third on grey")
+                  "training pixels below the name" + ", rare classes on grey" * (len(rare) > 0))
     return figure
 
 
