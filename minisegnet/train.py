@@ -17,6 +17,7 @@ from minisegnet.backend import select_device
 from minisegnet.datasets.transforms import normalize
 from minisegnet.errors import UserError, run_command
 from minisegnet.models import build_model
+from minisegnet.models.unet import LEAST_SIDE
 from minisegnet.optim import ExponentialMovingAverage, near_restart_top
 from minisegnet.plots.augmentation import augmentations
 from minisegnet.training import run_folder
@@ -54,7 +55,7 @@ def main(argv=None):
     if folder is None:
         weights = build_weights(settings.class_weights, statistics, names)
     else:
-        weights = run_folder.read_class_weights(folder, names, statistics.pixels)
+        weights = run_folder.read_class_weights(folder, names, statistics, val_statistics)
     trainer = _build_trainer(settings, model, train_set, val_set, weights, statistics)
     resumable = folder is not None and (folder / "last.npz").exists()
     if settings.init_from is not None and not resumable:
@@ -70,13 +71,16 @@ def main(argv=None):
         folder = run_folder.new_run_folder(
             settings.output_dir,
             default_name=f"{Path(settings.data).resolve().name}_{settings.loss}")
-        run_folder.write_class_weights(folder, settings.class_weights, names, weights, statistics)
+        run_folder.write_class_weights(folder, settings.class_weights, names, weights, statistics,
+                                       val_statistics)
         # Last, for a folder with a config.toml can be resumed.
         run_folder.write_text(folder / "config.toml", run_folder.to_toml(config))
     trainer.folder = folder
     trainer.meta = _describe_data(settings, config, train_set, statistics)
     if settings.resume:
-        _go_on(settings, trainer, resumable)
+        _go_on(trainer, resumable)
+        # What was changed holds from here on, and for the next time.
+        run_folder.write_text(folder / "config.toml", run_folder.to_toml(config))
     print(f"run folder: {folder}", flush=True)
     if settings.augment != "none" and not (folder / "augmentation.png").exists():
         _draw_augmentation(folder, trainer, train_set, statistics)
@@ -108,10 +112,24 @@ def _open_data(settings):
         scale = settings.scale or 1
         settings.image_size = [max(1, round(scale * side)) for side in train_set[0].mask.shape]
         settings.scale = None  # resolved
+    _refuse_sizes(settings)
     if len(train_set) < settings.batch_size:
         raise UserError(f"--batch-size {settings.batch_size} is larger than the training set of "
                         f"{len(train_set)} images")
     return train_set, val_set, statistics, val_statistics
+
+
+def _refuse_sizes(settings):
+    """Raise UserError for a size that the model cannot train at."""
+    if not settings.model.startswith("unet"):
+        return
+    for H, W in (settings.image_size, *(size for _, size in settings.image_size_after)):
+        cells = settings.batch_size * (H // LEAST_SIDE) * (W // LEAST_SIDE)
+        if min(H, W) < LEAST_SIDE or cells < 2:
+            raise UserError(f"{settings.model} cannot train on batches of {settings.batch_size} "
+                            f"at {H}x{W}: its deepest batch norm needs two values, one per image and "
+                            f"{LEAST_SIDE}x{LEAST_SIDE} pixels; raise --image-size, --scale or "
+                            f"--batch-size")
 
 
 def _build_trainer(settings, model, train_set, val_set, weights, statistics):
@@ -124,7 +142,7 @@ def _build_trainer(settings, model, train_set, val_set, weights, statistics):
         model=model, optimizer=optimizer, phase=phases, folder=None,
         schedule=build_schedule(settings, phases.steps_per_epoch),
         class_names=train_set.class_names, epochs=settings.epochs,
-        accumulate=settings.accumulate, clip_norm=settings.clip_norm,
+        accumulate=settings.accumulate, clip_norm=settings.clip_norm, min_lr=settings.min_lr,
         val_every=settings.val_every, save_every=settings.save_every, monitor=settings.monitor,
         ema=ExponentialMovingAverage(optimizer, model, settings.ema) if settings.ema else None,
         plateau=plateau, early_stopping=early_stopping)
@@ -143,14 +161,17 @@ def _initialize(settings, model):
               f"--freeze keeps as it was drawn at random")
 
 
-def _go_on(settings, trainer, resumable):
+def _go_on(trainer, resumable):
     """Bring `trainer` to where the run in its folder stood; sweep up what a kill left behind."""
-    for leftover in trainer.folder.glob("*.tmp"):
+    folder, log = trainer.folder, trainer.folder / "log.jsonl"
+    for leftover in folder.glob("*.tmp"):
         leftover.unlink()
     if not resumable:  # killed before its first epoch was over
-        run_folder.restore_log(trainer.folder / "log.jsonl", None)
+        if log.exists() and log.stat().st_size:
+            raise UserError(f"--resume {folder}: its last.npz has gone; restore it, or start a "
+                            f"new run with --init-from {folder / 'best.npz'}")
         return
-    trainer.restore(read_checkpoint(trainer.folder / "last.npz"))
+    trainer.restore(read_checkpoint(folder / "last.npz"))
     if trainer.stopped_early or trainer.epoch >= trainer.epochs:
         longer = "" if trainer.stopped_early else "; --epochs N makes it longer"
         print(f"this run is complete, after {trainer.epoch} epochs{longer}")
@@ -204,8 +225,7 @@ def _check_memory(settings, model):
 
 def _describe_data(settings, config, train_set, statistics):
     """Return what every checkpoint tells of its data and its settings."""
-    return {"config": config, "image_size": list(settings.image_size),
-            "original_size": list(train_set[0].mask.shape),
+    return {"config": config, "original_size": list(train_set[0].mask.shape),
             "classes": {"names": list(train_set.class_names),
                         "palette": np.asarray(train_set.palette).tolist(),
                         "mask_values": [int(value) for value in train_set.mask_values],
@@ -220,8 +240,9 @@ def _draw(folder, trainer, val_set, statistics):
         if log:
             plots.save(plots.curves(log, trainer.class_names), folder / "curves.png")
     if (folder / "best.npz").exists():
-        transform = trainer.phase(max(1, trainer.epoch)).val_loader.transform
-        load_weights(trainer.model, read_checkpoint(folder / "best.npz"))
+        best = read_checkpoint(folder / "best.npz")
+        transform = trainer.phase.val_loader(best.meta["image_size"]).transform
+        load_weights(trainer.model, best)
         samples = [transform(val_set[i], None) for i in _worth_showing(statistics)]
         predictions = [predict_batch(trainer.model, normalize(s.image)[None], s.mask.shape)[0]
                        for s in samples]

@@ -1,22 +1,23 @@
 """The compare command: the same runs but for the loss, what it tells of them, what it refuses."""
 
 import json
+import shutil
 import tomllib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+from run_folders import NAMES, plain, record, write_run
 
 from minisegnet import compare, train
+from minisegnet.datasets import open_dataset
 from minisegnet.errors import UserError, run_command
 from minisegnet.imbalance.weighting import SCHEMES
-from minisegnet.models import build_model
 from minisegnet.plots.comparison import pictures_with
 from minisegnet.training import run_folder
-from minisegnet.training.checkpoint import read_checkpoint
-
-NAMES, PIXELS = ("ground", "house", "pool"), (900, 90, 10)
-TABLE = ("mean IoU", "at best", "frequent", "rare", "active", "accuracy", "FWIoU", "seconds")
+from minisegnet.training.checkpoint import save_checkpoint
+from minisegnet.training.trained_model import load_checked
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def undrawn(monkeypatch):
     monkeypatch.setattr(compare.plots, "save", lambda figure, path: path.write_bytes(b""))
     for name in ("compared_curves", "compared_classes", "grid", "pictures_with"):
         monkeypatch.setattr(compare.plots, name, lambda *arguments, **options: [])
-    monkeypatch.setattr(compare, "predictions_of", lambda checkpoint, samples: [])
+    monkeypatch.setattr(compare, "predictions_of", lambda folder, samples: [])
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def calls(monkeypatch, undrawn):
     def main(argv):
         seen.append(list(argv))
         if argv[0] == "--resume":
-            config = tomllib.loads((run_folder.Path(argv[1]) / "config.toml").read_text())
+            config = tomllib.loads((Path(argv[1]) / "config.toml").read_text())
             write_run(argv[1], **config)
         else:
             settings = train.parse_settings(argv)
@@ -73,33 +74,6 @@ def calls(monkeypatch, undrawn):
 
     monkeypatch.setattr(train, "main", main)
     return seen
-
-
-def plain(settings):
-    return {key: value for key, value in settings.items() if value not in (None, []) and
-            key not in ("config", "resume", "dry_run", "output_dir")}
-
-
-def record(epoch, iou=(0.9, 0.5, 0.1), **changes):
-    return {"epoch": epoch, "train_loss": 1 / epoch, "val_loss": 1.1 / epoch, "lr": 0.1,
-            "mean_iou": float(np.mean(iou)), "iou": list(iou), "precision": [1.0] * 3,
-            "recall": [1.0] * 3, "pixel_accuracy": 0.8, "fw_iou": 0.7, "active_classes": 3,
-            "seconds": 2.0, **changes}
-
-
-def write_run(folder, *, names=NAMES, pixels=PIXELS, log=None, progress=None, **config):
-    """Write a run folder as training would: a log up to `epochs` unless it is given."""
-    folder = run_folder.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    config = {**plain(vars(train.parse_settings([]))), "image_size": [16, 24], **config}
-    (folder / "config.toml").write_text(run_folder.to_toml(config))
-    (folder / "class_weights.json").write_text(json.dumps(
-        {"scheme": config["class_weights"], "classes": names, "pixels": pixels}))
-    if log is None:
-        log = [record(epoch) for epoch in range(1, config["epochs"] + 1)]
-    (folder / "log.jsonl").write_text("".join(json.dumps(each) + "\n" for each in log))
-    np.savez(folder / "last.npz", meta=json.dumps({"progress": progress or {}}))
-    return folder
 
 
 def run(*flags):
@@ -304,26 +278,43 @@ def test_without_the_data_there_is_all_but_the_grid(tmp_path, undrawn, capsys):
     assert sorted(path.name for path in (tmp_path / "x").iterdir()) == sorted(compare.FILES[:4])
 
 
+def test_without_the_classes_of_training_there_is_no_grid(tmp_path, tiny_data, undrawn, capsys):
+    runs = [write_run(tmp_path / name, data=str(tiny_data), names=("ground", "house", "pond"))
+            for name in "ab"]
+    assert run(*runs, "--output-dir", tmp_path / "x") == 0
+    assert "no grid.png" in (text := capsys.readouterr().out) and "class 2 is 'pool'" in text
+
+
+def test_spoilt_weights_are_named_instead_of_drawn(comparison, tmp_path, capsys):
+    folders = [shutil.copytree(comparison[0] / name, tmp_path / name)
+               for name in ("ce_seed0", "weighted_seed0")]
+    model, meta = load_checked(folders[1] / "best.npz")
+    model.classifier.params["bias"][0] = np.nan
+    save_checkpoint(folders[1] / "best.npz", model, meta=meta)
+    assert run(*folders, "--output-dir", tmp_path / "x") == 0
+    assert "weighted_seed0/best.npz is spoilt" in capsys.readouterr().out
+    assert not (tmp_path / "x" / "grid.png").exists()
+
+
 def test_the_grid_shows_the_first_seeds_best_weights_on_pictures_with_rare_classes(
         tiny_data, tmp_path, calls, monkeypatch):
     shown = {}
 
-    def predictions_of(checkpoint, samples):
-        shown[checkpoint] = [sample.name for sample in samples]
+    def predictions_of(folder, samples):
+        shown[folder] = [sample.name for sample in samples]
         return [sample.mask for sample in samples]
 
     monkeypatch.setattr(compare, "predictions_of", predictions_of)
     monkeypatch.setattr(compare.plots, "pictures_with", pictures_with)
     assert run("--losses", "dice", "focal", "--seeds", 2, "--epochs", 1, "--batch-size", 2,
                "--data", tiny_data, "--output-dir", tmp_path / "x") == 0
-    assert list(shown) == [tmp_path / "x" / f"{name}_seed0" / "best.npz"
-                           for name in ("dice", "focal")]
+    assert list(shown) == [tmp_path / "x" / f"{name}_seed0" for name in ("dice", "focal")]
     # The pool is rare, and in all but the first; the last is needed to make up the number.
     assert all(names == ["1", "2", "3", "0"] for names in shown.values())
 
 
 def test_predictions_are_made_at_the_size_of_training_and_shown_at_that_of_the_masks(
-        tiny_data, comparison):
+        tiny_data, comparison, tmp_path):
     sizes = []
     original = compare.predict_batch
 
@@ -331,60 +322,36 @@ def test_predictions_are_made_at_the_size_of_training_and_shown_at_that_of_the_m
         sizes.append((images.shape, tuple(size), model.training))
         return original(model, images, size)
 
-    samples = [compare.open_dataset(tiny_data, split="val")[0]]
-    path = comparison[0] / "ce_seed0" / "best.npz"
+    samples = [open_dataset(tiny_data, split="val")[0]]
+    folder = comparison[0] / "ce_seed0"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(compare, "predict_batch", predict_batch)
-        meta = {**read_checkpoint(path).meta, "image_size": [32, 40]}
-        patch.setattr(compare, "load_model", lambda path: (
-            build_model("mini", 3).eval(), read_checkpoint(path)._replace(meta=meta)))
-        predicted = compare.predictions_of(path, samples)
+        model, meta = load_checked(folder / "best.npz")
+        save_checkpoint(tmp_path / "best.npz", model, meta={**meta, "image_size": [32, 40]})
+        predicted = compare.predictions_of(tmp_path, samples)
     assert sizes == [((1, 32, 40, 3), (16, 24), False)]
     assert predicted[0].shape == (16, 24) and predicted[0].dtype == np.uint8
 
 
-def test_the_rare_classes_are_the_third_with_the_fewest_pixels():
-    assert compare.rare_classes(np.array([50, 3, 900, 4, 60, 70])) == [1, 3]
-    assert compare.rare_classes(np.array([50, 0, 900, 4, 60, 70, 0])) == [3, 0]  # 0: not learnable
-    assert len(compare.rare_classes(np.arange(1, 13))) == 4
-    assert len(compare.rare_classes(np.arange(1, 12))) == 4
-    assert compare.rare_classes(np.array([5, 4])) == [1]
-    assert compare.rare_classes(np.array([4, 4, 4])) == [0]
+def test_rare_classes_are_named_rarest_first(tmp_path, undrawn, capsys):
+    runs = [write_run(tmp_path / name, pixels=(985, 8, 7)) for name in "ab"]
+    assert run(*runs, "--output-dir", tmp_path / "x") == 0
+    assert "(pool, house); frequent: of all others." in capsys.readouterr().out
+    found = json.loads((tmp_path / "x" / "comparison.json").read_text())
+    assert found["rare"] == ["pool", "house"] and found["rare_is"].startswith("below 1 %")
 
 
-def test_scores_are_those_of_the_last_epoch_and_the_best(tmp_path):
-    log = [record(1, (0.9, 0.6, 0.3)), record(2, (0.8, 0.4, 0.2), fw_iou=0.65),
-           {"epoch": 3, "train_loss": 0.1, "seconds": 1.5}]
-    run = compare.read_run(write_run(tmp_path / "a", log=log))
-    scores = compare.scores_of(run, [2])
-    assert scores == pytest.approx({
-        "mean_iou": 1.4 / 3, "best_mean_iou": 0.6, "frequent_iou": 0.6, "rare_iou": 0.2,
-        "active_classes": 3, "pixel_accuracy": 0.8, "fw_iou": 0.65, "epochs": 3, "seconds": 5.5})
-
-
-def test_absent_classes_count_neither_as_rare_nor_as_frequent(tmp_path):
-    for iou, frequent, rare in (((0.9, 0.7, None), 0.8, np.nan), ((0.9, None, 0.2), 0.9, 0.2)):
-        log = [{**record(1), "iou": iou}]
-        scores = compare.scores_of(compare.read_run(write_run(tmp_path / "a", log=log)), [2])
-        assert (scores["frequent_iou"], scores["rare_iou"]) == pytest.approx((frequent, rare),
-                                                                             nan_ok=True)
-
-
-def test_the_table_shows_mean_and_range_over_the_seeds(tmp_path):
-    ious = ((0.9, 0.5, 0.1), (0.9, 0.5, 0.4), (0.9, 0.5, 0.1))
-    runs = [compare.read_run(write_run(tmp_path / f"{i}", log=[record(1, iou)], loss="dice"))
-            for i, iou in enumerate(ious)]
-    rows = [compare.Row("dice", runs), compare.Row("one", runs[:1])]
-    scores = {row.name: [compare.scores_of(run, [2]) for run in row.runs] for row in rows}
-    head, _, dice, one = compare.markdown_table(rows, scores).splitlines()
-    assert all(f"| {name} |" in head for name in TABLE)
-    assert dice.startswith("| dice | dice | sqrt | 0.533 (0.500..0.600) |")
-    assert "| 0.700 (0.700..0.700) | 0.200 (0.100..0.400) |" in dice  # frequent, rare
-    assert ".." not in one and one.startswith("| one | dice | sqrt | 0.500 |")
-    lines = compare.text_table(rows, scores).splitlines()
-    assert len(lines) == 4 and max(map(len, lines)) < 140
-    column = lines[0].index("rare") + len("rare")
-    assert [line[:column].split()[-1] for line in lines[1:]] == ["0.200", "0.100..0.400", "0.100"]
+def test_where_no_class_is_rare_there_is_a_dash_and_a_word(tmp_path, capsys):
+    runs = [write_run(tmp_path / name, pixels=(300, 300, 400), epochs=2) for name in "ab"]
+    assert run(*runs, "--output-dir", tmp_path / "x") == 0
+    text = capsys.readouterr().out
+    row = next(line for line in text.splitlines() if line.startswith("a "))
+    assert row.split()[2:6] == ["0.500", "0.500", "0.500", "-"]  # frequent, rare
+    assert "No class is rare" in text
+    found = json.loads((tmp_path / "x" / "comparison.json").read_text())
+    assert found["rare"] == [] and found["rare_is"] == "no class"
+    assert found["rows"][0]["runs"][0]["rare_iou"] is None
+    assert (tmp_path / "x" / "curves.png").exists() and (tmp_path / "x" / "classes.png").exists()
 
 
 def test_the_verdict_of_each_row_stands_below_the_table(tmp_path, undrawn, capsys):

@@ -1,7 +1,6 @@
 """The evaluate command: its numbers, which checkpoints it takes, what it warns of and refuses."""
 
 import json
-import math
 import shutil
 
 import numpy as np
@@ -9,16 +8,12 @@ import pytest
 from PIL import Image
 
 from minisegnet import evaluate, plots
-from minisegnet.calibration import Calibration
 from minisegnet.datasets import DataLoader, open_dataset
 from minisegnet.errors import run_command
 from minisegnet.losses.criterion import Criterion
-from minisegnet.metrics import ConfusionMatrix, bootstrap_iou, expected_maximum
 from minisegnet.models import build_model
-from minisegnet.training.checkpoint import save_checkpoint
-from minisegnet.training.evaluation import Scores
+from minisegnet.training.checkpoint import load_model, save_checkpoint
 from minisegnet.training.evaluation import evaluate as evaluate_in_training
-from minisegnet.training.evaluation import report_of
 
 NAMES = ["ground", "house", "pool"]
 
@@ -90,94 +85,6 @@ def score_of(path, data, split="val"):
     return evaluate_in_training(model, loader, Criterion())[1]
 
 
-# ---------------------------------------------------------------- numbers
-
-
-def scores_of(matrices):
-    """Return `Scores` of images that were counted already."""
-    confusion = ConfusionMatrix(len(matrices[0]))
-    counts = []
-    for matrix in matrices:
-        one = ConfusionMatrix(len(matrix))
-        one.matrix += np.asarray(matrix)
-        counts.append(one.counts)
-        confusion.matrix += one.matrix
-    calibration = Calibration(len(matrices[0]))
-    calibration.update(np.zeros(2, int), np.eye(len(matrices[0]))[[0, 1]])
-    return Scores(confusion, np.stack(counts), calibration)
-
-
-BY_HAND = [[[4, 1, 0, 0], [1, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]],
-           [[1, 0, 0, 0], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]]
-
-
-def test_the_table_shows_numbers_worked_by_hand():
-    # Pooled: [[5, 1, 0, 0], [1, 2, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]]
-    report = report_of(scores_of(BY_HAND), "abcd", np.array([900, 94, 5, 1]), resamples=0)
-    lines = [line.split() for line in evaluate.class_table(report).splitlines()]
-    assert lines[2] == "a 0.714 0.833 0.833 0.833 6 6 90.000%".split()
-    assert lines[3] == "b 0.400 0.571 0.500 0.667 3 4 9.400%".split()
-    assert lines[4] == "= mean of 2 frequent 0.557 0.702 0.667 0.750".split()
-    assert lines[5] == "c 0.000 0.000 - 0.000 1 0 0.500%".split()
-    assert lines[6] == "d - - - - 0 0 0.100%".split()
-    assert lines[7] == "= mean of 2 rare 0.000 0.000 - 0.000".split()
-    text = " ".join(" ".join(evaluate.summary(report)).split())
-    for words in ("mean IoU 0.3714 over the 3 classes present; 0.2786 over all 4 (absent: d)",
-                  "mean Dice 0.4683", "FWIoU 0.5486", "pixel accuracy 0.7000",
-                  "mean class accuracy 0.5000", "rare below 1 %"):
-        assert words in text
-    assert report["images_with_class"].tolist() == [2, 1, 1, 0]
-
-
-def test_means_of_a_group_are_over_its_present_classes():
-    report = report_of(scores_of(BY_HAND), "abcd", np.array([900, 5, 94, 1]), resamples=0)
-    assert report["groups"]["frequent"]["classes"] == ["a", "c"]
-    assert report["groups"]["frequent"]["mean_iou"] == pytest.approx(5 / 14)
-    assert report["groups"]["rare"]["mean_iou"] == pytest.approx(2 / 5)
-
-
-def test_every_interval_contains_its_point_and_more_images_make_it_narrower(rng):
-    images = [rng.multinomial(500, [0.6, 0.1, 0.1, 0.2], size=1).reshape(2, 2) for _ in range(15)]
-    widths = []
-    for matrices in (images, 16 * images):
-        scores = scores_of(matrices)
-        mean, per_class = bootstrap_iou(scores.counts)
-        assert mean[0] < scores.confusion.mean_iou_present < mean[1]
-        iou = scores.confusion.iou
-        assert (per_class[0] < iou).all() and (iou < per_class[1]).all()
-        widths.append(mean[1] - mean[0])
-    assert widths[1] == pytest.approx(widths[0] / 4, rel=0.2)  # 16 times the images: a quarter
-
-
-def test_the_interval_of_two_images_is_that_of_its_four_draws():
-    # The class has IoU 1 in one image and 0 in the other: draws give 1, 0.5, 0.5, 0.
-    counts = np.array([[[8], [8], [8]], [[0], [8], [0]]])
-    mean, per_class = bootstrap_iou(counts, resamples=4000, level=0.4)
-    assert per_class[:, 0].tolist() == [0.5, 0.5]  # the middle 40 %
-    assert bootstrap_iou(counts, level=0.9)[1][:, 0].tolist() == [0, 1]
-    np.testing.assert_array_equal(mean, per_class[:, 0])
-
-
-def test_the_same_seed_gives_the_same_interval(rng):
-    counts = scores_of(rng.integers(0, 9, (9, 3, 3))).counts
-    one, same, other = (bootstrap_iou(counts, seed=seed)[1] for seed in (1, 1, 2))
-    np.testing.assert_array_equal(one, same)
-    assert (one != other).any()
-
-
-def test_there_is_no_interval_of_one_image_nor_of_an_absent_class():
-    assert np.isnan(bootstrap_iou(scores_of(BY_HAND[:1]).counts)[0]).all()
-    mean, per_class = bootstrap_iou(scores_of(BY_HAND).counts)
-    assert np.isnan(per_class[:, 3]).all() and not np.isnan(per_class[:, :3]).any()
-    assert not np.isnan(mean).any()
-
-
-def test_the_best_of_a_hundred_noise_scores_is_two_and_a_half_sigma_up():
-    assert expected_maximum(1) == pytest.approx(0, abs=1e-9)
-    assert expected_maximum(2) == pytest.approx(1 / math.sqrt(math.pi), rel=1e-5)
-    assert expected_maximum(100) == pytest.approx(2.508, abs=1e-3)
-
-
 # ---------------------------------------------------------------- one model
 
 
@@ -211,7 +118,7 @@ def test_a_class_that_is_nowhere_is_null_and_named(data, tmp_path, quick_picture
     names = [*NAMES, "unicorn"]
     (data / "classes.txt").write_text("\n".join(names))
     path = save(tmp_path / "run" / "last.npz", data, names=names)
-    model, checkpoint = evaluate.load_model(path)
+    model, checkpoint = load_model(path)
     model.classifier.params["bias"][3] = -1e6
     save_checkpoint(path, model, meta=checkpoint.meta)
     assert run(path) == 0
@@ -365,7 +272,7 @@ def test_other_data_of_the_same_classes_can_be_evaluated(data, run_of, capsys):
 
 
 def save_spoilt(path, data):
-    model, checkpoint = evaluate.load_model(save(path, data))
+    model, checkpoint = load_model(save(path, data))
     model.classifier.params["bias"][1] = np.nan
     save_checkpoint(path, model, meta=checkpoint.meta)
 

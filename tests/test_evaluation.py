@@ -13,7 +13,6 @@ from minisegnet.training.evaluation import (
     evaluate,
     predict_batch,
     predict_probabilities,
-    rare_classes,
     score,
 )
 
@@ -150,13 +149,3 @@ def test_masks_of_several_sizes_are_scored_at_their_own(dataset, model, rng):
     dataset[1] = dataset[1]._replace(mask=rng.integers(0, 4, (20, 31), np.uint8))
     scores = score([(model, SIZE)], loaders_of(dataset, SIZE, batch_size=1))
     assert scores.counts[:, 1].sum(axis=1).tolist() == [6144, 620, 6144, 6144, 6144]
-
-
-@pytest.mark.parametrize("pixels, rare, rule", [
-    ([985, 8, 7], [False, True, True], "below 1 %"),  # of all training pixels
-    ([900, 100, 0], [False, False, True], "below 1 %"),
-    ([95, 5], [False, True], "below 25 %"),  # nothing below 1 %: below half an even share
-    ([50, 30, 20], [False, False, False], "no class")])
-def test_rare_is_a_share_of_the_training_pixels(pixels, rare, rule):
-    found, words = rare_classes(np.array(pixels))
-    assert found.tolist() == rare and rule in words

@@ -1,11 +1,11 @@
-"""Metrics: a matrix counted by hand, the properties that always hold, and what is refused."""
+"""Metrics: a matrix counted by hand, what always holds, what is refused; intervals over images."""
 
 import math
 
 import numpy as np
 import pytest
 
-from minisegnet.metrics import ConfusionMatrix
+from minisegnet.metrics import ConfusionMatrix, bootstrap_iou, expected_maximum
 
 
 def filled(matrix):
@@ -16,6 +16,11 @@ def filled(matrix):
     confusion.update(cells // len(matrix), cells % len(matrix))
     assert (confusion.matrix == matrix).all()
     return confusion
+
+
+def counts_of(matrices):
+    """Return the counts (I, 3, K) of images with these confusion matrices."""
+    return np.stack([filled(matrix).counts for matrix in matrices])
 
 
 def random_matrix(rng, K=6):
@@ -178,3 +183,45 @@ def test_update_leaves_its_inputs_alone(rng):
     before = target.copy(), prediction.copy()
     ConfusionMatrix(3).update(target, prediction)
     np.testing.assert_array_equal((target, prediction), before)
+
+
+def test_every_interval_contains_its_point_and_more_images_make_it_narrower(rng):
+    images = [rng.multinomial(500, [0.6, 0.1, 0.1, 0.2], size=1).reshape(2, 2) for _ in range(15)]
+    widths = []
+    for matrices in (images, 16 * images):
+        mean, per_class = bootstrap_iou(counts_of(matrices))
+        pooled = filled(sum(matrices))
+        assert mean[0] < pooled.mean_iou_present < mean[1]
+        iou = pooled.iou
+        assert (per_class[0] < iou).all() and (iou < per_class[1]).all()
+        widths.append(mean[1] - mean[0])
+    assert widths[1] == pytest.approx(widths[0] / 4, rel=0.2)  # 16 times the images: a quarter
+
+
+def test_the_interval_of_two_images_is_that_of_its_four_draws():
+    # The class has IoU 1 in one image and 0 in the other: draws give 1, 0.5, 0.5, 0.
+    counts = np.array([[[8], [8], [8]], [[0], [8], [0]]])
+    mean, per_class = bootstrap_iou(counts, resamples=4000, level=0.4)
+    assert per_class[:, 0].tolist() == [0.5, 0.5]  # the middle 40 %
+    assert bootstrap_iou(counts, level=0.9)[1][:, 0].tolist() == [0, 1]
+    np.testing.assert_array_equal(mean, per_class[:, 0])
+
+
+def test_the_same_seed_gives_the_same_interval(rng):
+    counts = counts_of(rng.integers(0, 9, (9, 3, 3)))
+    one, same, other = (bootstrap_iou(counts, seed=seed)[1] for seed in (1, 1, 2))
+    np.testing.assert_array_equal(one, same)
+    assert (one != other).any()
+
+
+def test_there_is_no_interval_of_one_image_nor_of_an_absent_class():
+    assert np.isnan(bootstrap_iou(counts_of([BY_HAND]))[0]).all()
+    mean, per_class = bootstrap_iou(counts_of([BY_HAND, np.diag([1, 1, 1, 0])]))
+    assert np.isnan(per_class[:, 3]).all() and not np.isnan(per_class[:, :3]).any()
+    assert not np.isnan(mean).any()
+
+
+def test_the_best_of_a_hundred_noise_scores_is_two_and_a_half_sigma_up():
+    assert expected_maximum(1) == pytest.approx(0, abs=1e-9)
+    assert expected_maximum(2) == pytest.approx(1 / math.sqrt(math.pi), rel=1e-5)
+    assert expected_maximum(100) == pytest.approx(2.508, abs=1e-3)

@@ -44,6 +44,8 @@ def test_loss_and_size_change_after_their_epochs(phases, capsys):
     sizes = [next(iter(phase.train_loader.batches(1))).images.shape[1:3] for phase in seen]
     assert sizes == [(16, 24)] * 3 + [(32, 40)] * 4
     assert seen[3].val_loader.transform.size == (32, 40)
+    assert [phase.size for phase in seen] == sizes
+    assert [phase.is_last for phase in seen] == [False] * 5 + [True] * 2
     assert capsys.readouterr().out.splitlines() == [
         "from epoch 3 on: loss focal", "from epoch 4 on: image size 32x40",
         "from epoch 6 on: loss dice"]
@@ -84,6 +86,7 @@ def test_a_frozen_backbone_keeps_weights_and_statistics_then_trains(phases):
 def test_a_backbone_may_stay_frozen(phases):
     by_epoch = phases("--freeze", "backbone")
     assert not any(by_epoch(epoch).starts_stage for epoch in range(1, 10))
+    assert by_epoch(1).is_last
     assert "backbone" not in {name for name, _ in train_one_step(by_epoch, 9)}
 
 

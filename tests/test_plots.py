@@ -116,6 +116,14 @@ def test_compared_classes_go_from_frequent_to_rare_with_the_range_over_seeds():
     assert grey == [0.5]  # behind the ground alone
 
 
+def test_where_no_class_is_rare_no_picture_speaks_of_them():
+    axes = plots.compared_curves({"a": [[record(1)], [record(1)]]}, []).axes
+    assert [each.get_title() for each in axes] == ["mean IoU, validation", "loss: a"]
+    figure = plots.compared_classes({"a": np.full((1, 3), 0.5)}, NAMES, [4, 3, 3], [])
+    assert "grey" not in figure.legends[0].get_title().get_text()
+    assert not [patch for patch in figure.axes[0].patches if patch.get_width() == 1]
+
+
 def test_many_runs_of_many_classes_are_drawn_in_rows_and_told_apart():
     iou = {f"a run of a rather long name {i}": np.full((1, 30), 0.5) for i in range(9)}
     names = [f"class {c}" for c in range(30)]

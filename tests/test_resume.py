@@ -1,18 +1,22 @@
 """A run that was interrupted, at any moment and in any way, ends like one that was not."""
 
 import copy
+import json
 import signal
 import subprocess
 import sys
+import tomllib
 
 import numpy as np
 import pytest
 from checks import benchmark_module
 
-from minisegnet import train
-from minisegnet.errors import run_command
+from minisegnet import datasets, train
+from minisegnet.errors import UserError, run_command
+from minisegnet.losses import Criterion
 from minisegnet.training import trainer as trainer_module
-from minisegnet.training.checkpoint import read_checkpoint
+from minisegnet.training.checkpoint import load_model, read_checkpoint
+from minisegnet.training.evaluation import evaluate
 from minisegnet.training.run_folder import read_log
 
 kill_and_resume = benchmark_module("kill_and_resume")
@@ -167,10 +171,46 @@ def test_a_resumed_run_refuses_other_data(finished, tmp_path, capsys):
     (other / "train" / "images" / "0.png").unlink()
     (other / "train" / "masks" / "0.png").unlink()
     assert run("--resume", finished, "--epochs", 3, "--data", other) == 2
-    assert "the data has changed" in capsys.readouterr().err
+    assert "the training pictures have changed" in capsys.readouterr().err
     (other / "classes.txt").write_text("a\nb\nc\n")
     assert run("--resume", finished, "--epochs", 3, "--data", other) == 2
     assert "classes" in capsys.readouterr().err
+
+
+def test_a_resumed_run_refuses_another_validation_set(finished, tmp_path, capsys):
+    other = tmp_path / "other"
+    kill_and_resume.make_pictures(other)
+    for kind in ("images", "masks"):
+        (other / "val" / kind / "0.png").unlink()
+    assert run("--resume", finished, "--epochs", 3, "--data", other) == 2
+    assert "the validation pictures have changed" in capsys.readouterr().err
+
+
+def test_a_longer_run_stays_longer_when_it_is_interrupted(finished, monkeypatch):
+    interrupt_in_step(monkeypatch, 2)
+    assert run("--resume", finished, "--epochs", 4) == 130
+    monkeypatch.undo()
+    monkeypatch.setattr(train, "_draw", lambda *arguments: None)
+    assert run("--resume", finished) == 0
+    assert len(read_log(finished / "log.jsonl")) == 4
+
+
+def test_checkpoints_know_the_size_of_their_epoch_and_score_as_logged(finished):
+    sizes = {name: read_checkpoint(finished / f"{name}.npz").meta["image_size"]
+             for name in ("epoch_0001", "epoch_0002", "last")}
+    assert sizes == {"epoch_0001": [32, 48], "epoch_0002": [40, 56], "last": [40, 56]}
+    for name in ("epoch_0002", "last"):  # the averages were scored, and are what is loaded
+        model, checkpoint = load_model(finished / f"{name}.npz")
+        val_set = datasets.open_dataset(read_config(finished)["data"], "folder", "val")
+        loader = datasets.DataLoader(val_set, 2, transform=datasets.Resize(
+            checkpoint.meta["image_size"], resize_mask=False))
+        _, confusion = evaluate(model, loader, Criterion("ce"))
+        assert confusion.mean_iou_present == pytest.approx(
+            read_log(finished / "log.jsonl")[1]["mean_iou"], rel=1e-12)
+
+
+def read_config(folder):
+    return tomllib.loads((folder / "config.toml").read_text())
 
 
 def test_a_resumed_run_finds_its_data_elsewhere(finished, tmp_path):
@@ -178,9 +218,18 @@ def test_a_resumed_run_finds_its_data_elsewhere(finished, tmp_path):
     assert run("--resume", finished, "--epochs", 3, "--data", tmp_path / "moved") == 0
 
 
+def edit_json(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
 @pytest.mark.parametrize("spoil, words", [
     (lambda folder: (folder / "last.npz").write_bytes(b"PK"), ["last.npz", "not a checkpoint"]),
     (lambda folder: (folder / "class_weights.json").write_text("{"), ["class_weights.json"]),
+    (lambda folder: edit_json(folder / "class_weights.json", weights=[1, 2]), ["3 weights"]),
+    (lambda folder: edit_json(folder / "class_weights.json", weights=None), ["class_weights"]),
+    (lambda folder: edit_json(folder / "class_weights.json", classes=3), ["class_weights.json"]),
+    (lambda folder: edit_json(folder / "class_weights.json", pixels=5), ["training pictures"]),
+    (lambda folder: (folder / "last.npz").unlink(), ["last.npz has gone"]),
     (lambda folder: (folder / "config.toml").write_text("epochs = 0"), ["config.toml", "epochs"]),
     (lambda folder: (folder / "best.npz").replace(folder / "last.npz"), ["no run to go on with"]),
 ])
@@ -191,6 +240,14 @@ def test_a_spoilt_run_folder_is_refused_in_one_line(finished, capsys, spoil, wor
     error = capsys.readouterr().err.strip()
     assert "\n" not in error and all(word in error for word in words), error
     assert (finished / "log.jsonl").read_text() == before
+
+
+def test_a_damaged_log_is_refused_in_one_line(tmp_path):
+    for content in (b'{"epoch": 1}\n{"ep', b"\xff\xfe\x00", b"3\n"):
+        (tmp_path / "log.jsonl").write_bytes(content)
+        with pytest.raises(UserError, match="cannot read the log") as caught:
+            read_log(tmp_path / "log.jsonl")
+        assert "\n" not in str(caught.value)
 
 
 def test_the_last_checkpoint_alone_carries_the_optimizer(finished):

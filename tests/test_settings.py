@@ -70,6 +70,15 @@ def test_a_written_config_means_the_same(tmp_path):
     assert {**vars(again), "config": None} == {**vars(first), "config": None}
 
 
+def test_a_scale_replaces_the_size_of_the_file_and_back(tmp_path):
+    path = tmp_path / "a.toml"
+    path.write_text("image_size = [32, 48]\nlr_scale = []\nloss_after = []\n")
+    assert settings("--config", path, "--scale", 0.5).image_size is None
+    path.write_text("scale = 0.5\n")
+    by_size = settings("--config", path, "--image-size", 32, 48)
+    assert (by_size.scale, by_size.image_size) == (None, [32, 48])
+
+
 def test_a_resumed_run_has_the_settings_of_its_folder(tmp_path):
     first = settings(*EVERYTHING)
     (tmp_path / "config.toml").write_text(to_toml(to_config(first)))
@@ -122,6 +131,8 @@ def test_what_is_no_run_folder_is_not_resumed(tmp_path):
     (["--sampler", "class-crops"], ["--sampler class-crops", "--augment"]),
     (["--ema", 1], ["--ema"]),
     (["--schedule", "plateau", "--min-lr", 1], ["--min-lr 1"]),
+    (["--schedule", "cosine", "--min-lr", 1e-3, "--freeze", "backbone", "--freeze-epochs", 2,
+      "--freeze-lr", 1e-4], ["--min-lr 0.001", "--freeze-lr 0.0001"]),
 ])
 def test_what_makes_no_sense_together_is_refused(flags, words):
     with pytest.raises(UserError) as caught:

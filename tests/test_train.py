@@ -137,6 +137,11 @@ def test_training_starts_from_a_checkpoint(tiny_folder, tmp_path):
     (["--schedule", "cosine", "--lr", "0.1", "--min-lr", "1"], ["--min-lr 1", "--lr 0.1"]),
     (["--epoch", "1"], ["--epoch"]),  # no abbreviations: --weight could mean two things
     (["--init-from", ""], ["no file of weights"]),
+    (["--model", "unet_small", "--image-size", "8", "8"], ["unet_small", "8x8", "--image-size"]),
+    (["--model", "unet_small", "--batch-size", "1", "--image-size", "16", "24"], ["batches of 1"]),
+    (["--model", "unet_small", "--image-size", "32", "48", "--image-size-after", "1:4x4"],
+     ["4x4"]),
+    (["--image-size", "8000", "8000", "--batch-size", "8"], ["MiB of memory", "--accumulate"]),
     (["--output-dir", "long" * 100], ["cannot make", "long", "--output-dir"]),
     (["--data", "long" * 2000], ["long"]),
 ])

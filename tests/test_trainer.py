@@ -295,10 +295,41 @@ def test_the_best_goes_by_the_monitor(trainer):
 def test_a_new_stage_begins_with_a_new_optimizer(trainer):
     run, resets = trainer(epochs=3), []
     phase = run.phase(1)
-    run.phase = lambda epoch: phase._replace(starts_stage=epoch == 2)
+    run.phase = lambda epoch: phase._replace(starts_stage=epoch == 2, is_last=epoch >= 2)
     run.optimizer.reset_state = lambda: resets.append(run.epoch)
     run.plateau, run.early_stopping = ReduceLROnPlateau("max", patience=0), EarlyStopping("max", 2)
     scores(run, [0.9, 0.2, 0.1])
     run.fit()
     # What was best in the first stage is no measure for the second.
-    assert resets == [1] and run.plateau.best == 0.2 and run.early_stopping.num_bad == 1
+    assert resets == [1] and run.plateau.best == 0.2
+    assert (run.early_stopping.best, run.early_stopping.num_bad) == (0.2, 1)
+
+
+def test_early_stopping_waits_for_the_last_switch(trainer):
+    run = trainer(epochs=9)
+    phase = run.phase(1)
+    run.phase = lambda epoch: phase._replace(is_last=epoch > 4)
+    run.early_stopping = EarlyStopping("max", 1)
+    scores(run, [0.5, 0.4, 0.3, 0.2, 0.1, 0.1])
+    assert run.fit() and run.epoch == 6
+
+
+def test_only_validated_epochs_count_whatever_the_monitor(trainer):
+    run = trainer(epochs=7, val_every=3, monitor="train_loss")
+    seen = []
+    run.early_stopping = EarlyStopping("min", 9)
+    run.early_stopping.update = lambda value: seen.append(value) and False
+    run.fit()
+    log = read_log(run.folder / "log.jsonl")
+    assert seen == [log[epoch - 1]["train_loss"] for epoch in (3, 6, 7)]
+
+
+def test_a_plateau_stops_at_the_least_rate_and_leaves_a_warm_up_below_it(trainer):
+    run = trainer(min_lr=1e-3, schedule=lambda step: (1e-4, 1e-2)[step > 0])
+    run.plateau = ReduceLROnPlateau("max", factor=0.01)
+    run.plateau.scale = 0.01
+    rates = []
+    for _ in range(2):
+        run.train_step(run.train_loader.fixed[:1], CE)
+        rates.append(run.optimizer.lr)
+    assert rates == [1e-4, 1e-3]

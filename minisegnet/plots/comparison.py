@@ -8,7 +8,7 @@ import numpy as np
 
 from minisegnet.datasets.palettes import colourise
 from minisegnet.datasets.sample import labels_in
-from minisegnet.plots.figures import class_legend, figure_of
+from minisegnet.plots.figures import class_legend, figure_of, show_pictures
 
 # Okabe and Ito's colours, which colour-blind readers tell apart, without their yellow: it is lost
 # on white. A mark, or a hatching, of its own tells runs apart without any colour.
@@ -28,9 +28,10 @@ def _colour(i):
 def compared_curves(logs, rare):
     """Mean IoU and IoU of the rare classes of all runs; below, the losses of each by itself.
 
-    `logs` maps a title to the logs of its runs, one per seed; `rare` are class ids, perhaps
-    none. A line is the mean over the seeds, the band around it their range. Losses of different kinds have no common
-    scale, so each has its own axes: training against validation is what is to be read there.
+    `logs` maps a title to the logs of its runs, one per seed; `rare` are class ids, perhaps none.
+    A line is the mean over the seeds, the band around it their range. Losses of different kinds
+    have no common scale, so each has its own axes: training against validation is what is to be
+    read there.
     """
     from matplotlib.figure import Figure
 
@@ -135,8 +136,9 @@ def compared_classes(iou, class_names, pixels, rare):
         axes.set(ylabel="IoU", ylim=(0, 1.02), xlim=(-0.5, per_row - 0.5))
         axes.set_axisbelow(True)
         axes.grid(axis="y", alpha=0.3)
-    _legend_above(figure, axes_of[0, 0], "IoU per class, from frequent to rare: share of the "
-                  "training pixels below the name" + ", rare classes on grey" * (len(rare) > 0))
+    grey = ", the rare ones on grey" if len(rare) else ""
+    _legend_above(figure, axes_of[0, 0], f"IoU per class, from frequent to rare{grey}: share of "
+                  f"the training pixels below the name")
     return figure
 
 
@@ -225,15 +227,10 @@ def side_by_side(samples, predicted, iou, class_names, palette, ignore_index=255
 
 def _fill_grid(figure, samples, predicted, class_names, palette, ignore_index):
     axes = figure.subplots(len(samples), 2 + len(predicted), squeeze=False)
-    for row, sample in enumerate(samples):
-        pictures = [sample.image] + [
-            colourise(mask, palette, ignore_index)
-            for mask in (sample.mask, *(masks[row] for masks in predicted.values()))]
-        for column, (title, picture) in enumerate(zip(("image", "truth", *predicted), pictures)):
-            axes[row, column].imshow(picture, interpolation="nearest")
-            axes[row, column].set_axis_off()
-            if row == 0:
-                axes[row, column].set_title(_wrapped(title))
+    show_pictures(axes, ["image", "truth", *map(_wrapped, predicted)], [
+        [sample.image] + [colourise(mask, palette, ignore_index)
+                          for mask in (sample.mask, *(masks[row] for masks in predicted.values()))]
+        for row, sample in enumerate(samples)])
     class_legend(figure, class_names, palette)
 
 

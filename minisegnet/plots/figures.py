@@ -1,4 +1,4 @@
-"""What every picture shares: a figure without global state, saving it whole, the legend."""
+"""What all pictures share: a figure without global state, pictures in rows, a legend, saving."""
 
 import warnings
 
@@ -22,6 +22,16 @@ def save(figure, path, dpi=110):
         # A class name in a script that the font lacks comes out as boxes; no need to say so.
         warnings.filterwarnings("ignore", message="Glyph")
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
+
+
+def show_pictures(axes, titles, rows):
+    """Show rows of pictures (h, w, 3) uint8 in `axes` (rows, columns), a title on each column."""
+    for axes_of_row, pictures in zip(axes, rows):
+        for each, picture in zip(axes_of_row, pictures):
+            each.imshow(picture, interpolation="nearest")
+            each.set_axis_off()
+    for each, title in zip(axes[0], titles):
+        each.set_title(title)
 
 
 def class_legend(figure, class_names, palette):

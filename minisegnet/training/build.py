@@ -125,8 +125,7 @@ def build_watchers(settings):
     plateau = early_stopping = None
     if settings.schedule == "plateau":
         plateau = optim.ReduceLROnPlateau(mode, factor=settings.plateau_factor,
-                                          patience=settings.plateau_patience,
-                                          min_scale=settings.min_lr / settings.lr)
+                                          patience=settings.plateau_patience)
     if settings.early_stop_patience:
         early_stopping = optim.EarlyStopping(mode, settings.early_stop_patience)
     return plateau, early_stopping

@@ -66,7 +66,7 @@ def save_checkpoint(path, model, *, optimizer=None, ema=None, meta):
     classes        {"names", "mask_values", "palette", "pixels", "void", "ignore_index"}: of each
                    class its name, its value in the mask files, its colour and its pixels in the
                    training set; and the value that means ignored, in the files and here
-    image_size     [H, W] of a picture in training
+    image_size     [H, W] of a picture in training, in the epoch at hand
     original_size  [H, W] of the first training picture in its file
     config         the flags of the run
     epoch, step    epochs finished, optimizer steps done
@@ -89,7 +89,9 @@ def read_checkpoint(path):
     groups = {"param": {}, "buffer": {}, "optimizer": {}, "ema": {}}
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            meta = dict(json.loads(str(arrays["meta"])))
+            meta = json.loads(str(arrays["meta"]))
+            if not isinstance(meta, dict):
+                raise ValueError("its meta is no JSON object")
             for key in arrays.files:
                 kind, _, name = key.partition("/")
                 if kind in groups:
@@ -102,14 +104,27 @@ def read_checkpoint(path):
 
 
 def load_model(path):
-    """Return (model, checkpoint): the model that file `path` holds, in evaluation."""
+    """Return (model, checkpoint): the model that file `path` holds, in evaluation.
+
+    Where the run kept averages of its weights, they are what it scored, and what comes back: from
+    last.npz too, whose parameters are those in training. Raises UserError where the file is no
+    checkpoint, or its numbers are not finite.
+    """
     checkpoint = read_checkpoint(path)
     name, num_classes = (checkpoint.meta.get(key) for key in ("model", "num_classes"))
-    if name not in MODEL_NAMES or not isinstance(num_classes, int):
+    if name not in MODEL_NAMES or type(num_classes) is not int or num_classes < 2:
         raise UserError(f"{path} holds the model {name!r} with {num_classes} classes, which is "
                         f"none of {', '.join(MODEL_NAMES)}; was it written by another version?")
+    if checkpoint.ema:
+        averages = [{key: checkpoint.ema.get(key) for key in kind}
+                    for kind in (checkpoint.parameters, checkpoint.buffers)]
+        checkpoint = checkpoint._replace(parameters=averages[0], buffers=averages[1])
     model = build_model(name, num_classes)
     load_weights(model, checkpoint)
+    for key, array in (*model.named_parameters(), *model.named_buffers()):
+        if not np.isfinite(array).all():
+            raise UserError(f"{path}: {key} holds numbers that are not finite; this training went "
+                            f"wrong, take an earlier checkpoint")
     return model.eval(), checkpoint
 
 
@@ -119,9 +134,12 @@ def load_weights(model, checkpoint):
     Raises UserError, before anything is changed, unless every name and shape fits.
     """
     own = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    saved = {**checkpoint.parameters, **checkpoint.buffers}
+    saved = {name: np.asarray(array) for name, array in
+             {**checkpoint.parameters, **checkpoint.buffers}.items()}
     misfits = [f"{name} is {saved[name].shape} there and {own[name].shape} here"
                for name in own if name in saved and saved[name].shape != own[name].shape]
+    misfits += [f"{name} is of {saved[name].dtype} there" for name in own
+                if name in saved and saved[name].dtype.kind not in "fiu"]
     misfits += [f"{name} is missing there" for name in own if name not in saved]
     misfits += [f"{name} is unknown here" for name in saved if name not in own]
     if misfits:
@@ -130,5 +148,6 @@ def load_weights(model, checkpoint):
             f"{checkpoint.meta.get('num_classes')} classes, which does not fit {model.name} with "
             f"{model.num_classes}: {misfits[0]} ({len(misfits)} misfits in all); build the model "
             f"it was saved from (--model, --data)")
-    for name, array in own.items():
-        array[...] = saved[name]
+    with np.errstate(over="ignore"):  # a float64 may lie beyond float32
+        for name, array in own.items():
+            array[...] = saved[name]

@@ -29,10 +29,12 @@ class Phases:
         size = tuple(_from_there_on(s.image_size, s.image_size_after, epoch))
         frozen = self._freeze(epoch)
         starts_stage = s.freeze_epochs > 0 and epoch == s.freeze_epochs + 1
+        switches = [s.freeze_epochs, *(after for after, _ in (*s.loss_after, *s.image_size_after))]
         self._say(epoch, {"loss": loss, "image size": "{}x{}".format(*size),
                           "backbone": "frozen" if frozen else "trained"})
         return Phase(build_criterion(s, loss, self.weights, self.frequency),
-                     self.train_loader(size), self.val_loader(size), starts_stage)
+                     self.train_loader(size), self.val_loader(size), size, starts_stage,
+                     is_last=epoch > max(switches))
 
     @property
     def steps_per_epoch(self):

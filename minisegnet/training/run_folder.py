@@ -51,35 +51,41 @@ def write_text(path, text):
     write_atomically(path, lambda file: file.write(text.encode("utf-8")))
 
 
-def write_class_weights(folder, scheme, class_names, weights, statistics):
+def write_class_weights(folder, scheme, class_names, weights, statistics, val_statistics):
     """Write class_weights.json: the weights (None: ones) and the counts that they come from."""
     write_text(folder / "class_weights.json", json.dumps({
         "scheme": scheme, "classes": list(class_names),
         "weights": [1.0] * len(class_names) if weights is None else weights.tolist(),
-        "pixels": statistics.pixels.tolist(), "images": statistics.images.tolist()}, indent=1))
+        "pixels": statistics.pixels.tolist(), "images": statistics.images.tolist(),
+        "validation_pixels": val_statistics.pixels.tolist()}, indent=1))
 
 
-def read_class_weights(folder, class_names, pixels):
+def read_class_weights(folder, class_names, statistics, val_statistics):
     """Return the weights (K,) of the run in `folder`, None where its scheme is "none".
 
-    Raises UserError where its classes, or their pixels in the training set, were others.
+    Raises UserError where its classes, or their pixels in either set of pictures, were others.
     """
     path = Path(folder) / "class_weights.json"
+    K = len(class_names)
     try:
         saved = json.loads(path.read_text(encoding="utf-8"))
-        scheme, names, weights, before = (saved[key] for key in
-                                          ("scheme", "classes", "weights", "pixels"))
+        names, weights = list(saved["classes"]), np.array(saved["weights"], np.float64)
+        pixels = {"training": (saved["pixels"], statistics.pixels),
+                  "validation": (saved["validation_pixels"], val_statistics.pixels)}
+        if weights.shape != (K,) and names == list(class_names) or not np.isfinite(weights).all():
+            raise ValueError(f"it should have {K} weights")
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {path} ({error}); start a new run") from error
+        raise UserError(f"cannot read {path} ({error}); restore it, or start a new run") from error
     if names != list(class_names):
-        raise UserError(f"the run in {folder} has the classes {', '.join(names)}, the data now "
-                        f"{', '.join(class_names)}; restore classes.txt, or start a new run")
-    for name, then, now in zip(names, before, pixels.tolist()):
-        if then != now:
-            raise UserError(f"the data has changed since the run in {folder} began: {then} pixels "
-                            f"of {name} then, {now} now; restore it, or start a new run with "
-                            f"--init-from")
-    return None if scheme == "none" else np.array(weights)
+        raise UserError(f"the run in {folder} has the classes {', '.join(map(str, names))}, the "
+                        f"data now {', '.join(class_names)}; restore classes.txt, or start a new "
+                        f"run")
+    for kind, (before, now) in pixels.items():
+        if before != now.tolist():
+            raise UserError(f"the {kind} pictures have changed since the run in {folder} began: "
+                            f"the pixels of the classes were {before} and are {now.tolist()}; "
+                            f"restore them, or start a new run with --init-from")
+    return None if saved["scheme"] == "none" else weights
 
 
 def json_ready(value):
@@ -106,9 +112,12 @@ def append_json_line(path, record):
 
 
 def read_log(path):
-    """Return the records of a log.jsonl, one dictionary per epoch."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line]
+    """Return the records of a log.jsonl, one dictionary per epoch; UserError if it is damaged."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        return [dict(json.loads(line)) for line in lines if line]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"cannot read the log {path} ({error}); restore it") from error
 
 
 def restore_log(path, record):
@@ -117,7 +126,8 @@ def restore_log(path, record):
     What came after it (an epoch that is now trained again), and a line that was cut off, go.
     """
     last_epoch = record["epoch"] if record else 0
-    lines = Path(path).read_text(encoding="utf-8").splitlines() if Path(path).exists() else []
+    text = Path(path).read_text(encoding="utf-8", errors="replace") if Path(path).exists() else ""
+    lines = text.splitlines()
     # The last line may have been cut off; those before it were written whole.
     lines = lines[:last_epoch - 1] + [json.dumps(record)] if record else []
     write_text(path, "".join(line + "\n" for line in lines))

@@ -185,7 +185,8 @@ def _add_training(group):
     add("--monitor", choices=HIGHER_IS_BETTER + LOWER_IS_BETTER, default="mean_iou",
         help="what best.npz, plateau and early stopping go by")
     add("--early-stop-patience", type=non_negative_int, default=0, metavar="N",
-        help="stop after so many validations without a better --monitor; 0: never")
+        help="stop after so many validations without a better --monitor, counted from the last "
+             "switch of stage, loss or size on; 0: never")
     add("--seed", type=non_negative_int, default=0, help="of weights, order and augmentation")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
 
@@ -236,7 +237,11 @@ def parse_settings(argv=None):
         settings = _of_run(parser, argv, first.resume)
     elif first.config is not None:
         # The file's lines become flags in front of the real ones: one set of checks for both.
-        settings = parser.parse_args(_flags_of_file(parser, first.config) + argv)
+        given = _given(parser, argv)
+        # The two say the same in other words: the one on the command line replaces the file's.
+        without = {"image_size": "scale", "scale": "image_size"}
+        flags = _flags_of_file(parser, first.config, {without.get(name) for name in given})
+        settings = parser.parse_args(flags + argv)
     else:
         settings = first
     if settings.lr is None:
@@ -245,11 +250,15 @@ def parse_settings(argv=None):
     return settings
 
 
+def _given(parser, argv):
+    """Return the names of the settings that `argv` has flags for."""
+    return {action.dest for action in parser._actions for word in argv
+            if word.partition("=")[0] in action.option_strings}
+
+
 def _of_run(parser, argv, folder):
     """Return the settings of the run in `folder`, and the few that `argv` may change."""
-    given = {action.dest for action in parser._actions for word in argv
-             if word.partition("=")[0] in action.option_strings}
-    refused = sorted(given - set(RESUMABLE))
+    refused = sorted(_given(parser, argv) - set(RESUMABLE))
     if refused:
         raise UserError(f"--resume takes its settings from the run: leave out "
                         f"--{refused[0].replace('_', '-')}, or start a new run (--init-from)")
@@ -276,8 +285,11 @@ def to_config(settings):
     return config
 
 
-def _flags_of_file(parser, path):
-    """Return the settings of TOML file `path` as flags, each of which the parser accepts."""
+def _flags_of_file(parser, path, without=()):
+    """Return the settings of TOML file `path` as flags, each of which the parser accepts.
+
+    Those called as in `without` are left out, and so are empty lists.
+    """
     try:
         config = tomllib.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError as error:
@@ -290,6 +302,8 @@ def _flags_of_file(parser, path):
         action = known.get(key.replace("-", "_"))
         if action is None or action.dest in ("config", "help", "resume", "dry_run"):
             raise UserError(f"--config {path}: {key!r} is not a setting; see --help for the names")
+        if action.dest in without or value == [] and action.nargs == "+":
+            continue
         flag = action.option_strings[0]
         if action.nargs == 0:
             if not isinstance(value, bool):
@@ -362,8 +376,9 @@ def _contradictions(s):
     yield (s.warmup_epochs > shortest,
            f"--warmup-epochs {s.warmup_epochs:g} is longer than --epochs {s.epochs}"
            f"{' leaves each stage' if s.freeze_epochs else ''}; shorten it")
-    yield (s.schedule in ("cosine", "restarts", "plateau") and s.min_lr > s.lr,
-           f"--min-lr {s.min_lr:g} is above --lr {s.lr:g}; lower it")
+    flag, lr = min((("--lr", s.lr), ("--freeze-lr", s.freeze_lr or s.lr)), key=lambda f: f[1])
+    yield (s.schedule in ("cosine", "restarts", "plateau") and s.min_lr > lr,
+           f"--min-lr {s.min_lr:g} is above {flag} {lr:g}; lower it")
     yield (s.loss_after and s.monitor in LOWER_IS_BETTER,
            f"--monitor {s.monitor}: its values before and after --loss-after cannot be compared; "
            f"use --monitor mean_iou")

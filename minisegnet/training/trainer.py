@@ -33,7 +33,9 @@ class Phase(NamedTuple):
     criterion: Criterion
     train_loader: object
     val_loader: object
+    size: tuple = None  # (H, W) of the pictures
     starts_stage: bool = False  # the optimizer begins anew with this epoch
+    is_last: bool = True  # nothing will be switched any more
 
 
 @dataclass
@@ -54,6 +56,7 @@ class Trainer:
     epochs: int
     accumulate: int = 1
     clip_norm: float = 0.0  # 0: no clipping
+    min_lr: float = 0.0  # below which a plateau does not bring the rate
     val_every: int = 1
     save_every: int = 0
     monitor: str = "mean_iou"  # the entry of the log's records that best.npz goes by
@@ -67,6 +70,7 @@ class Trainer:
         self.step = 0  # optimizer steps done
         self.position = 0  # batches done of the epoch after `epoch`
         self.totals = {}  # of that epoch: sums over its steps
+        self.size = None  # of the pictures, in the epoch at hand or the last one
         self.best = None
         self.record = None  # of the last finished epoch
         self.stopped_early = False
@@ -88,6 +92,7 @@ class Trainer:
         """Train and validate the next epoch; return False if it was left in the middle."""
         epoch, start = self.epoch + 1, time.perf_counter()
         phase = self.phase(epoch)
+        self.size = phase.size
         if phase.starts_stage and self.position == 0:
             self._start_stage()
         self._train_epoch(epoch, phase)
@@ -104,17 +109,15 @@ class Trainer:
         record["seconds"] = round(time.perf_counter() - start, 3)
         self.epoch, self.position, self.totals, self.record = epoch, 0, {}, json_ready(record)
         self._report(record)
-        self._keep(record)
+        self._keep(record, phase)
         return True
 
     def _start_stage(self):
-        """Forget what optimizer and watchers know of the stage before."""
+        """Forget what optimizer and plateau know of the stage before."""
         self.optimizer.reset_state()
         if self.plateau is not None:
             self.plateau.reset()
             self.plateau.scale = 1.0
-        if self.early_stopping is not None:
-            self.early_stopping.reset()
 
     def train_step(self, batches, criterion):
         """One update from the gradients of `batches`, a list.
@@ -126,7 +129,9 @@ class Trainer:
             return self._train_step(batches, criterion)
 
     def _train_step(self, batches, criterion):
-        self.optimizer.lr = self.schedule(self.step) * (self.plateau.scale if self.plateau else 1)
+        self.optimizer.lr = lr = self.schedule(self.step)
+        if self.plateau is not None:
+            self.optimizer.lr = max(lr * self.plateau.scale, min(lr, self.min_lr))
         self.optimizer.zero_grad()
         whole = None
         if len(batches) > 1:
@@ -215,19 +220,20 @@ class Trainer:
             tqdm.write("    IoU  " + "  ".join(f"{name} {value:.2f}" for name, value in
                                                zip(self.class_names, record["iou"])))
 
-    def _keep(self, record):
+    def _keep(self, record, phase):
         """Write what a finished epoch leaves; last.npz is what a resumed run goes by.
 
         It holds the epoch's record too, and the log comes after it: a run killed at any moment
-        in between finds both again, or neither.
+        in between finds both again, or neither. Early stopping waits for the last switch of
+        stage, loss or size, after which there is something else to see.
         """
-        value = record.get(self.monitor)
+        value = record[self.monitor] if "val_loss" in record else None
         is_best = value is not None and self._is_better(value)
         if is_best:
             self.best = value
         if value is not None and self.plateau is not None:
             self.plateau.update(value)
-        if value is not None and self.early_stopping is not None:
+        if value is not None and self.early_stopping is not None and phase.is_last:
             self.stopped_early = self.early_stopping.update(value)
         if is_best:
             self._save_scored("best.npz")
@@ -263,7 +269,7 @@ class Trainer:
 
     def _meta(self):
         return {**(self.meta or {}), "epoch": self.epoch, "step": self.step,
-                "monitor": self.monitor, "best": self.best}
+                "image_size": self.size, "monitor": self.monitor, "best": self.best}
 
     def _generators(self):
         """Return the random generators that layers draw from (dropout), each once."""
