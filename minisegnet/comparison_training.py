@@ -1,13 +1,17 @@
 """The runs of a comparison of losses: what is asked for, and training what is not there yet."""
 
+import json
 from pathlib import Path
 from typing import NamedTuple
 
 from minisegnet import train
 from minisegnet.comparison_report import Row, read_run
+from minisegnet.datasets import open_dataset
 from minisegnet.errors import UserError
 from minisegnet.imbalance.weighting import SCHEMES
+from minisegnet.training.build import build_weights
 from minisegnet.training.checkpoint import read_checkpoint
+from minisegnet.training.settings import size_in_training
 
 # What may differ between a run that is there and the one asked for: none of it is in the numbers.
 _NO_MATTER = ("config", "output_dir", "num_workers", "device", "save_every")
@@ -94,11 +98,28 @@ def _refuse_other_settings(path, settings):
                         f"another --output-dir")
     there = vars(train.parse_settings(["--config", str(path / "config.toml")]))
     for key, value in vars(settings).items():
-        if key in ("image_size", "scale") and settings.image_size is None:
-            continue  # config.toml has the size that came out
+        if key == "image_size":  # config.toml has the size that came out
+            value = size_in_training(settings, _first_size(settings))
+        elif key == "scale":
+            continue
         if key not in _NO_MATTER and value != there[key]:
             raise UserError(f"{path} was trained with --{key.replace('_', '-')} {there[key]}, not "
                             f"{value}; give another --output-dir")
+
+    if settings.class_weights.endswith(".json"):  # whose numbers may have been changed
+        saved = json.loads((path / "class_weights.json").read_text(encoding="utf-8"))
+        weights = build_weights(settings.class_weights, None, saved["classes"])
+        if weights.tolist() != saved["weights"]:
+            raise UserError(f"{path} was trained with other numbers in {settings.class_weights}; "
+                            f"give another --output-dir")
+
+
+def _first_size(settings):
+    """Return (H, W) of the first training picture, where it decides the size in training."""
+    if settings.image_size is not None:
+        return None
+    return open_dataset(settings.data, settings.layout, settings.split,
+                        ignore_index=settings.ignore_index)[0].mask.shape
 
 
 def train_all(jobs):

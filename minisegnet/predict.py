@@ -39,6 +39,7 @@ from minisegnet.training.sliding_window import (
     predict_windows,
     scaled_size,
 )
+from minisegnet.training.trained_model import checkpoint_path
 
 LARGE = 2  # times the height or width of the pictures in training: windows from there on
 MAX_SIDE = 8192  # of a picture in the network, px
@@ -103,10 +104,9 @@ def load_predictor(path, *, image_size=None, flip=False, batch_size=2):
     """Return the `Predictor` of a checkpoint, or of best.npz in a run folder.
 
     `image_size` [h, w] stands in for the size in training. Raises UserError if there is none, it
-    does not know its classes, or its weights are not finite.
+    does not know its classes.
     """
-    path = Path(path)
-    model, checkpoint = load_model(path / "best.npz" if path.is_dir() else path)
+    model, checkpoint = load_model(checkpoint_path(path))
     meta = checkpoint.meta
     try:
         classes = meta["classes"]
@@ -119,11 +119,8 @@ def load_predictor(path, *, image_size=None, flip=False, batch_size=2):
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{checkpoint.path} does not say what its classes and sizes are, which "
                         f"runs of this version save; train again") from error
-    with inference_mode(), np.errstate(all="ignore"):
+    with inference_mode():
         coarse = model.forward_coarse(np.zeros((1, 64, 64, 3), np.float32))
-    if not np.isfinite(coarse).all():
-        raise UserError(f"{checkpoint.path} is spoilt: its weights hold nan or infinite numbers; "
-                        f"use an earlier checkpoint")
     return Predictor(model, names, values, palette, window, scale, 64 // coarse.shape[1], flip,
                      batch_size)
 

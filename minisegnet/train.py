@@ -31,7 +31,7 @@ from minisegnet.training.checkpoint import load_weights, read_checkpoint
 from minisegnet.training.evaluation import predict_batch
 from minisegnet.training.memory import estimate_memory, format_estimate, machine_memory
 from minisegnet.training.phases import Phases
-from minisegnet.training.settings import parse_settings, to_config
+from minisegnet.training.settings import parse_settings, size_in_training, to_config
 from minisegnet.training.trainer import Trainer
 from minisegnet.training.weight_files import initialize
 from minisegnet.verdict import verdict
@@ -108,10 +108,8 @@ def _open_data(settings):
         raise UserError(f"--ignore-index {settings.ignore_index} is a class "
                         f"({names[settings.ignore_index]}); use {K} to 255")
     statistics, val_statistics = train_set.check(), val_set.check()
-    if settings.image_size is None:
-        scale = settings.scale or 1
-        settings.image_size = [max(1, round(scale * side)) for side in train_set[0].mask.shape]
-        settings.scale = None  # resolved
+    settings.image_size = size_in_training(settings, train_set[0].mask.shape)
+    settings.scale = None  # resolved
     _refuse_sizes(settings)
     if len(train_set) < settings.batch_size:
         raise UserError(f"--batch-size {settings.batch_size} is larger than the training set of "
@@ -127,9 +125,9 @@ def _refuse_sizes(settings):
         cells = settings.batch_size * (H // LEAST_SIDE) * (W // LEAST_SIDE)
         if min(H, W) < LEAST_SIDE or cells < 2:
             raise UserError(f"{settings.model} cannot train on batches of {settings.batch_size} "
-                            f"at {H}x{W}: its deepest batch norm needs two values, one per image and "
-                            f"{LEAST_SIDE}x{LEAST_SIDE} pixels; raise --image-size, --scale or "
-                            f"--batch-size")
+                            f"at {H}x{W}: its deepest batch norm needs two values, one "
+                            f"per image and {LEAST_SIDE}x{LEAST_SIDE} pixels; raise "
+                            f"--image-size, --scale or --batch-size")
 
 
 def _build_trainer(settings, model, train_set, val_set, weights, statistics):

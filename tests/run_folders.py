@@ -27,7 +27,7 @@ def write_run(folder, *, names=NAMES, pixels=PIXELS, log=None, progress=None, **
     """Write a run folder as training would: a log up to `epochs` unless it is given."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    config = {**plain(vars(train.parse_settings([]))), "image_size": [16, 24], **config}
+    config = {**plain(vars(train.parse_settings([]))), "image_size": [128, 160], **config}
     (folder / "config.toml").write_text(to_toml(config))
     (folder / "class_weights.json").write_text(json.dumps(
         {"scheme": config["class_weights"], "classes": names, "pixels": pixels}))

@@ -67,7 +67,8 @@ def test_the_loss_gets_its_flags():
     weights = np.array([1.0, 3.0])
     loss = build.build_criterion(
         settings("--focal-gamma", 3, "--focal-alpha", 0.5,
-                 "--lambda-focal", 4, "--lambda-dice", 5, "--ignore-index", 254), "combined", weights, SHARES)
+                 "--lambda-focal", 4, "--lambda-dice", 5, "--ignore-index", 254), "combined",
+        weights, SHARES)
     np.testing.assert_array_equal(loss.weight, [0.5, 1.5])
     assert (loss.name, loss.gamma, loss.lambda_focal, loss.lambda_dice, loss.ignore_index) == (
         "combined", 3, 4, 5, 254)

@@ -116,6 +116,24 @@ def test_the_same_command_again_trains_nothing_and_writes_the_same(comparison, c
     assert (out / "comparison.json").read_bytes() == before
 
 
+def test_runs_of_another_size_are_not_kept(comparison, calls):
+    _, flags = comparison
+    assert run(*flags, "--scale", 0.5) == 2 and run(*flags, "--image-size", 8, 12) == 2
+    assert run(*flags, "--image-size", 16, 24) == 0  # the size of the pictures, said aloud
+    assert calls == []
+
+
+def test_runs_of_other_weights_in_the_same_file_are_not_kept(tiny_data, tmp_path, capsys):
+    weights = tmp_path / "w.json"
+    flags = ["--losses", "weighted", "--class-weights", weights, "--seeds", 1, "--data",
+             tiny_data, "--epochs", 1, "--batch-size", 2, "--output-dir", tmp_path / "x"]
+    weights.write_text("[1, 2, 3]")
+    assert run(*flags) == 0
+    weights.write_text("[1, 5, 3]")
+    assert run(*flags) == 2
+    assert "other numbers" in capsys.readouterr().err
+
+
 def test_names_stand_for_losses_and_weights_and_seeds_follow_the_first(tmp_path, calls, capsys):
     assert run("--losses", "ce", "weighted", "focal", "ce:enet", "dice:none", "--seeds", 2,
                "--class-weights", "median", "--seed", 5, "--epochs", 3, "--output-dir",
@@ -254,7 +272,7 @@ def test_runs_are_taken_as_they_are_and_their_budgets_told(tmp_path, undrawn, ca
     assert run(a, b, "--output-dir", tmp_path / "x") == 0
     text = capsys.readouterr().out
     assert "Not the same epochs: a 2 of 2, b 3 of 4." in text
-    assert "Not the same sizes in training: a 16x24, b 32x48." in text
+    assert "Not the same sizes in training: a 128x160, b 32x48." in text
     assert text.index("\na ") < text.index("\nb ") and ".." not in text.partition("\nOne")[0]
     assert "Not the same" in (tmp_path / "x" / "table.md").read_text()
 

@@ -336,7 +336,7 @@ def test_what_is_no_picture_is_refused_before_anything_is_predicted(run_folder, 
 
 @pytest.mark.parametrize("path, words", [
     ("gone", ["there is no checkpoint", "gone"]),
-    ("empty", ["there is no checkpoint", "best.npz"]),
+    ("empty", ["has no best.npz"]),
     ("photo.png", ["photo.png", "not a checkpoint"]),
     ("old.npz", ["old.npz", "classes"]),
     ("short.npz", ["short.npz", "classes"]),

@@ -64,7 +64,8 @@ def test_a_run_leaves_everything_it_promises(tiny_folder, tmp_path, capsys):
     assert [record["epoch"] for record in log] == [1, 2] and len(log[0]["iou"]) == 3
     assert json.loads((out / "class_weights.json").read_text())["scheme"] == "median"
     assert tomllib.loads((out / "config.toml").read_text())["class_weights"] == "median"
-    assert read_checkpoint(out / "best.npz").meta["classes"]["names"] == ["ground", "house", "pool"]
+    classes = read_checkpoint(out / "best.npz").meta["classes"]
+    assert classes["names"] == ["ground", "house", "pool"]
     for picture in ("curves.png", "predictions.png", "augmentation.png"):
         with Image.open(out / picture) as image:
             assert image.size[0] > 500

@@ -123,8 +123,8 @@ def load_model(path):
     load_weights(model, checkpoint)
     for key, array in (*model.named_parameters(), *model.named_buffers()):
         if not np.isfinite(array).all():
-            raise UserError(f"{path}: {key} holds numbers that are not finite; this training went "
-                            f"wrong, take an earlier checkpoint")
+            raise UserError(f"{path} is spoilt: {key} holds nan or infinite numbers; use an "
+                            f"earlier checkpoint")
     return model.eval(), checkpoint
 
 

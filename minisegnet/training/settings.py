@@ -268,6 +268,12 @@ def _of_run(parser, argv, folder):
     return parser.parse_args(_flags_of_file(parser, config) + argv)
 
 
+def size_in_training(settings, first):
+    """Return [H, W] of the pictures in training, given the size (H, W) of the first of them."""
+    scale = settings.scale or 1
+    return settings.image_size or [max(1, round(scale * side)) for side in first]
+
+
 def to_config(settings):
     """Return the settings as a flat dictionary of numbers, texts and lists, to be written.
 

@@ -3,8 +3,6 @@
 import hashlib
 from pathlib import Path
 
-import numpy as np
-
 from minisegnet.datasets import open_dataset
 from minisegnet.errors import UserError
 from minisegnet.training.checkpoint import load_model
@@ -24,16 +22,14 @@ def checkpoint_path(given):
 def load_checked(path):
     """Return (model, meta) of a checkpoint, the model in evaluation.
 
-    Raises UserError if its weights are not finite, or it does not know its classes, sizes or data.
+    Raises UserError if it does not know its classes, sizes or data.
     """
     model, checkpoint = load_model(path)
-    for name, array in {**checkpoint.parameters, **checkpoint.buffers}.items():
-        if not np.isfinite(array).all():
-            raise UserError(f"{path} is spoilt: {name} holds nan or infinite numbers; use an "
-                            f"earlier checkpoint")
     meta = checkpoint.meta
     try:
-        meta["epoch"], meta["image_size"], meta["config"]["data"]
+        if not [side >= 1 for side in meta["image_size"]] == [True, True]:
+            raise KeyError("image_size")
+        meta["epoch"], meta["config"]["data"]
         [meta["classes"][key] for key in ("names", "pixels", "ignore_index")]
     except (KeyError, TypeError) as error:
         raise UserError(f"{path} does not say its {error}; it was written by another version: "
