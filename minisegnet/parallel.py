@@ -57,27 +57,31 @@ def parallel_map(function, items, *, work=WORTH_A_THREAD):
     a share (a worker that waited for other workers could wait for ever).
     """
     items = list(items)
-    shares = min(_free_threads(), len(items)) if work >= WORTH_A_THREAD else 1
-    if shares < 2:
+    workers = min(_free_threads(), len(items)) if work >= WORTH_A_THREAD else 1
+    if workers < 2:
         return [function(item) for item in items]
 
-    # One hand-over per thread, not one per item: it takes as long as a megabyte of work.
-    def do_share(share):
+    # One hand-over per thread, not one per item: it takes as long as a megabyte of work. Each
+    # then takes the next item that nobody has, so that one whose core is busy elsewhere (loading
+    # pictures, say) holds nobody up for longer than an item.
+    results, numbered = [None] * len(items), enumerate(items)
+
+    def work_through():
         _state.in_share = True
         try:
-            first, end = (len(items) * k // shares for k in (share, share + 1))
-            return [function(item) for item in items[first:end]]
+            for i, item in numbered:
+                results[i] = function(item)
         finally:
             _state.in_share = False
 
     # Each worker gets a copy of the caller's context, where NumPy keeps its errstate.
-    others = [_pool().submit(copy_context().run, do_share, k) for k in range(1, shares)]
+    others = [_pool().submit(copy_context().run, work_through) for _ in range(1, workers)]
     try:
-        results = do_share(0)
+        work_through()
     finally:
         wait(others)  # nobody may still write into the arrays when this call is over
     for other in others:
-        results += other.result()
+        other.result()
     return results
 
 

@@ -243,7 +243,7 @@ def test_leaving_early_drops_what_was_only_queued():
     batches = DataLoader(dataset, 20, num_workers=1).batches()
     next(batches)
     batches.close()
-    assert len(dataset.loaded) < 40  # of the 60 that were queued
+    assert len(dataset.loaded) <= 40  # of 60: the batch in the making is finished, no other begun
 
 
 def test_samples_of_different_sizes_are_refused_with_the_cure():

@@ -123,7 +123,7 @@ def read_mask(path):
             f"mask {path} holds values from {mask.min()} to {mask.max()}; "
             "renumber the classes from 0, at most 255"
         )
-    return mask.astype(np.uint8)
+    return mask.astype(np.uint8, copy=False)
 
 
 def open_image(path):

@@ -70,20 +70,18 @@ class DataLoader:
         groups = (drawn[k * self.batch_size:(k + 1) * self.batch_size]
                   for k in range(start, len(self)))
         if self.num_workers == 0:
-            for group in groups:
-                yield _stack([self._prepare(epoch, *place) for place in group])
+            yield from (self._batch(epoch, group) for group in groups)
             return
 
         pool = ThreadPoolExecutor(self.num_workers, thread_name_prefix="minisegnet-loader")
-
-        def submit(group):
-            return [pool.submit(self._prepare, epoch, *place) for place in group]
-
         try:
-            pending = deque(submit(group) for group in islice(groups, _AHEAD))
+            # A whole batch is one worker's: the training step finds it ready, normalised as well.
+            pending = deque(pool.submit(self._batch, epoch, group)
+                            for group in islice(groups, max(_AHEAD, self.num_workers)))
             while pending:
-                ready = _stack([future.result() for future in pending.popleft()])
-                pending.extend(submit(group) for group in islice(groups, 1))
+                ready = pending.popleft().result()
+                pending.extend(pool.submit(self._batch, epoch, group)
+                               for group in islice(groups, 1))
                 yield ready
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -101,6 +99,10 @@ class DataLoader:
         if self.shuffle:
             order = rng.permutation(order)
         return [(int(index), None) for index in order]
+
+    def _batch(self, epoch, group):
+        """Return the `Batch` of a list of (position, index, focus)."""
+        return _stack([self._prepare(epoch, *place) for place in group])
 
     def _prepare(self, epoch, position, index, focus):
         """Return the sample at `position` of an epoch, augmented."""
