@@ -9,7 +9,7 @@ import numpy as np
 
 from minisegnet.datasets.transforms import normalize, refuse_focus
 
-_AHEAD = 2  # batches in the making while one is in use
+_AHEAD = 2  # batches in the making while one is in use, or more for more workers
 
 
 class Batch(NamedTuple):
@@ -28,8 +28,8 @@ class DataLoader:
     `transform(sample, rng)` prepares a sample, `transform(sample, rng, focus)` one that the
     sampler drew for a class; its random numbers come from `default_rng([seed, epoch, n])`, n being
     its number in the epoch, from 1. With `num_workers` 0 everything happens in the calling thread;
-    otherwise up to two batches are in the making ahead of the one in use. `drop_last` leaves out
-    a last, smaller batch.
+    otherwise each worker makes a batch ahead of the one in use (a single worker, two). `drop_last`
+    leaves out a last, smaller batch.
     """
 
     def __init__(self, dataset, batch_size, *, transform=None, shuffle=False, sampler=None, seed=0,
