@@ -127,10 +127,11 @@ def notes_on(rows, rare_names, rule):
         if len(set(values)) > 1:
             notes.append(f"Not the same {what}: " + ", ".join(
                 f"{row.name} {value}" for row, value in zip(rows, values)) + ".")
+    said = {}  # sentence -> the runs it is said of, since most have a course like the others'
     for row in rows:
-        notes += [f"{row.name} (seed {row.runs[0].config['seed']}): {sentence}"
-                  for sentence in verdict(row.runs[0].log)]
-    return notes
+        for sentence in verdict(row.runs[0].log):
+            said.setdefault(sentence, []).append(f"{row.name} (seed {row.runs[0].config['seed']})")
+    return notes + [f"{', '.join(names)}: {sentence}" for sentence, names in said.items()]
 
 
 def _cells(row, scores):

@@ -12,6 +12,7 @@ from minisegnet.comparison_report import (
     scores_of,
     text_table,
 )
+from minisegnet.verdict import verdict
 
 TABLE = ("mean IoU", "at best", "frequent", "rare", "active", "accuracy", "FWIoU", "seconds")
 RARE = np.array([False, False, True])  # of the three classes
@@ -65,3 +66,13 @@ def test_a_mean_of_nothing_is_a_dash_without_a_range(tmp_path):
 def test_the_notes_name_the_rare_classes_and_the_rule(tmp_path, names, sentence):
     row = Row("a", [read_run(write_run(tmp_path))])
     assert notes_on([row], names, "below 1 % of it")[1].startswith(sentence)
+
+
+def test_what_is_true_of_several_runs_is_said_once(tmp_path):
+    slow = [record(epoch, train_loss=1.1, val_loss=1.1) for epoch in range(1, 9)]
+    rows = [Row(name, [read_run(write_run(tmp_path / name, epochs=8, log=slow))])
+            for name in ("a", "b")]
+    notes = notes_on(rows, [], "")
+    sentences = verdict(slow)
+    assert sentences and all(f"a (seed 0), b (seed 0): {sentence}" in notes
+                             for sentence in sentences)
