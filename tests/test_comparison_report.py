@@ -69,7 +69,7 @@ def test_the_notes_name_the_rare_classes_and_the_rule(tmp_path, names, sentence)
 
 
 def test_what_is_true_of_several_runs_is_said_once(tmp_path):
-    slow = [record(epoch, train_loss=1.1, val_loss=1.1) for epoch in range(1, 9)]
+    slow = [record(epoch, (0.3, 0.0, 0.0), train_loss=1.1, val_loss=1.1) for epoch in range(1, 9)]
     rows = [Row(name, [read_run(write_run(tmp_path / name, epochs=8, log=slow))])
             for name in ("a", "b")]
     notes = notes_on(rows, [], "")
