@@ -18,6 +18,7 @@ from minisegnet.cli import ArgumentParser
 from minisegnet.errors import UserError, run_command
 from minisegnet.models import to_torch_state_dict
 from minisegnet.models.torch_layout import COUNTER
+from minisegnet.tables import ruled
 from minisegnet.training.checkpoint import load_model, read_checkpoint
 from minisegnet.training.weight_files import (
     SUFFIXES,
@@ -93,14 +94,7 @@ def format_table(rows):
     for row in rows:
         numbers = ("-" if value is None else f"{value:.4g}" for value in row[3:6])
         cells.append((row.name, str(row.shape), row.dtype, *numbers, str(row.not_finite)))
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = []
-    for line in cells:
-        texts = [f"{text:<{width}}" for text, width in zip(line[:3], widths)]
-        numbers = [f"{text:>{width}}" for text, width in zip(line[3:], widths[3:])]
-        lines.append("  ".join(texts + numbers))
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    return "\n".join(ruled(cells, left=3))
 
 
 def _inspect(arguments):

@@ -17,6 +17,7 @@ from minisegnet.errors import run_command
 from minisegnet.layers import Conv2d, ConvTranspose2d, DepthwiseConv2d, Layer
 from minisegnet.models import MODEL_NAMES, build_model
 from minisegnet.models.unet import DoubleConv
+from minisegnet.tables import ruled
 
 MIB = 2 ** 20
 CONVOLUTIONS = (Conv2d, DepthwiseConv2d, ConvTranspose2d)
@@ -152,14 +153,7 @@ def format_table(rows, max_depth):
             shape = "(" + ", ".join(map(str, row.shape)) + ")"
             cells.append(("  " * row.depth + row.name, row.kind, shape, f"{row.parameters:,}",
                           f"{2 * row.multiply_adds / 1e6:,.1f}", f"{row.kept / MIB:,.2f}"))
-    widths = [max(map(len, column)) for column in zip(*cells)]
-    lines = []
-    for line in cells:
-        texts = [f"{text:<{width}}" for text, width in zip(line[:3], widths)]
-        numbers = [f"{text:>{width}}" for text, width in zip(line[3:], widths[3:])]
-        lines.append("  ".join(texts + numbers))
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
+    return "\n".join(ruled(cells, left=3))
 
 
 def _footer(total):

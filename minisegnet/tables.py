@@ -17,3 +17,9 @@ def aligned(rows, left=1):
     return ["  ".join(text.ljust(width) if c < left else text.rjust(width)
                       for c, (text, width) in enumerate(zip(row, widths))).rstrip()
             for row in rows]
+
+
+def ruled(rows, left=1):
+    """Return `aligned` rows with a line of dashes below the first, the heading."""
+    dashes = ["-" * max(map(len, column)) for column in zip(*rows)]
+    return aligned([rows[0], dashes, *rows[1:]], left)

@@ -87,7 +87,7 @@ def main(argv=None):
     finished = trainer.fit()
     _draw(folder, trainer, val_set, val_statistics)
     if not finished:
-        print(f"stopped early; --resume {folder} goes on from there")
+        print(f"interrupted; --resume {folder} goes on from there")
         return 130
     for sentence in verdict(run_folder.read_log(folder / "log.jsonl")):
         print(sentence)

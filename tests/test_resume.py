@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -140,6 +141,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(flags, unbroken, t
     same_state(folder, unbroken)
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="the script forks its runs")
 def test_ten_kills_at_random_moments_leave_the_same_runs():
     command = [sys.executable, kill_and_resume.__file__, "--kills", "10", "--seed", "1"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=300)
