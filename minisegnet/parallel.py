@@ -8,6 +8,7 @@ the order of the items, so a sum over them does not depend on which thread was f
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from contextvars import copy_context
 from functools import lru_cache
 
@@ -45,6 +46,16 @@ def _free_threads():
     return 1 if getattr(_state, "in_share", False) else num_threads()
 
 
+@contextmanager
+def one_thread():
+    """Within it, what this thread calls is not shared with others: to measure it, say."""
+    before, _state.in_share = getattr(_state, "in_share", False), True
+    try:
+        yield
+    finally:
+        _state.in_share = before
+
+
 # Fewer elementary operations than this, one thread does alone before a second one has woken up.
 WORTH_A_THREAD = 1_000_000
 
@@ -67,12 +78,9 @@ def parallel_map(function, items, *, work=WORTH_A_THREAD):
     results, numbered = [None] * len(items), enumerate(items)
 
     def work_through():
-        _state.in_share = True
-        try:
+        with one_thread():
             for i, item in numbered:
                 results[i] = function(item)
-        finally:
-            _state.in_share = False
 
     # Each worker gets a copy of the caller's context, where NumPy keeps its errstate.
     others = [_pool().submit(copy_context().run, work_through) for _ in range(1, workers)]

@@ -152,3 +152,18 @@ def test_a_product_within_a_share_is_not_cut(threads, rng, monkeypatch):
     assert not cuts  # np.matmul is called for pieces only, the whole is a @ b
     for product in products:
         assert_agrees(product, a @ b, 1e-14)
+
+
+def test_within_one_thread_nothing_is_shared_and_afterwards_it_is_again(threads):
+    def threads_seen():
+        def name(_):
+            time.sleep(0.02)
+            return threading.current_thread().name
+
+        return set(parallel.parallel_map(name, range(4)))
+
+    with parallel.one_thread():
+        with parallel.one_thread():
+            pass
+        assert threads_seen() == {threading.current_thread().name}
+    assert (len(threads_seen()) > 1) == (threads > 1)
