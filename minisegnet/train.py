@@ -12,14 +12,13 @@ from pathlib import Path
 
 import numpy as np
 
-from minisegnet import datasets, plots
+from minisegnet import datasets
 from minisegnet.backend import select_device
-from minisegnet.datasets.transforms import normalize
 from minisegnet.errors import UserError, run_command
+from minisegnet.imbalance import ClassStatistics
 from minisegnet.models import build_model
 from minisegnet.models.unet import LEAST_SIDE
 from minisegnet.optim import ExponentialMovingAverage, near_restart_top
-from minisegnet.plots.augmentation import augmentations
 from minisegnet.training import run_folder
 from minisegnet.training.build import (
     build_optimizer,
@@ -27,15 +26,17 @@ from minisegnet.training.build import (
     build_watchers,
     build_weights,
 )
-from minisegnet.training.checkpoint import load_weights, read_checkpoint
-from minisegnet.training.evaluation import predict_batch
+from minisegnet.training.checkpoint import read_checkpoint
 from minisegnet.training.memory import estimate_memory, format_estimate, machine_memory
 from minisegnet.training.phases import Phases
+from minisegnet.training.pictures import draw_augmentation, draw_results, worth_showing
 from minisegnet.training.settings import parse_settings, size_in_training, to_config
 from minisegnet.training.trainer import Trainer
 from minisegnet.training.weight_files import initialize
 from minisegnet.verdict import verdict
 
+STEPS_ON_ONE_BATCH = 25  # an epoch with --overfit-one-batch
+LEARNED_BY_HEART = 0.9  # mean IoU on that batch
 SMALL_BATCH = 4 * 96 * 96  # pixels that fit anywhere: not worth an estimate
 CANNOT_FIT = 1.25  # times what is left, since an estimate may be wrong
 
@@ -83,18 +84,33 @@ def main(argv=None):
         run_folder.write_text(folder / "config.toml", run_folder.to_toml(config))
     print(f"run folder: {folder}", flush=True)
     if settings.augment != "none" and not (folder / "augmentation.png").exists():
-        _draw_augmentation(folder, trainer, train_set, statistics)
+        draw_augmentation(folder, trainer, train_set, statistics)
     finished = trainer.fit()
-    _draw(folder, trainer, val_set, val_statistics)
+    draw_results(folder, trainer, val_set, val_statistics)
     if not finished:
         print(f"interrupted; --resume {folder} goes on from there")
         return 130
-    for sentence in verdict(run_folder.read_log(folder / "log.jsonl")):
+    sentences = verdict(run_folder.read_log(folder / "log.jsonl"))
+    if settings.overfit_one_batch:
+        sentences = [_of_one_batch(trainer.record)]
+    for sentence in sentences:
         print(sentence)
     if trainer.best is not None:
         print(f"best {settings.monitor.replace('mean_iou', 'mean IoU').replace('_', ' ')} "
               f"{trainer.best:.4f}; see {folder}/curves.png and {folder}/predictions.png")
     return 0
+
+
+def _of_one_batch(record):
+    """Return what the score on the only batch says."""
+    score = record["mean_iou"] or 0.0
+    if score >= LEARNED_BY_HEART:
+        return (f"learned by heart: mean IoU {score:.3f} on the batch it was trained on; network, "
+                f"loss and optimizer can learn: what is wrong, if anything, is in data, labels or "
+                f"generalisation")
+    return (f"not learned by heart: mean IoU {score:.3f} on the batch it was trained on, and "
+            f"{LEARNED_BY_HEART} is to be expected; look at loss, --lr and --optimizer, or give "
+            f"it more --epochs")
 
 
 def _open_data(settings):
@@ -114,6 +130,11 @@ def _open_data(settings):
     if len(train_set) < settings.batch_size:
         raise UserError(f"--batch-size {settings.batch_size} is larger than the training set of "
                         f"{len(train_set)} images")
+    if settings.overfit_one_batch:
+        indices = worth_showing(statistics, settings.batch_size)
+        statistics = val_statistics = ClassStatistics(statistics.counts[indices])
+        val_set = datasets.Subset(train_set, indices)
+        train_set = datasets.Subset(train_set, indices * settings.accumulate * STEPS_ON_ONE_BATCH)
     return train_set, val_set, statistics, val_statistics
 
 
@@ -180,8 +201,11 @@ def _go_on(trainer, resumable):
 def _print_header(settings, model, train_set, val_set, statistics):
     names, (H, W) = train_set.class_names, settings.image_size
     share = statistics.pixels.max() / statistics.pixels.sum()
+    pictures = f"{len(train_set)} images to train, {len(val_set)} to validate"
+    if settings.overfit_one_batch:
+        pictures = f"the same {len(val_set)} images to train and to validate"
     print(f"{settings.model}: {model.num_parameters:,} parameters, {len(names)} classes; "
-          f"{len(train_set)} images to train, {len(val_set)} to validate, at {H}x{W}; "
+          f"{pictures}, at {H}x{W}; "
           f"{names[int(statistics.pixels.argmax())]} is {share:.1%} of the pixels")
 
 
@@ -229,47 +253,6 @@ def _describe_data(settings, config, train_set, statistics):
                         "mask_values": [int(value) for value in train_set.mask_values],
                         "void": train_set.void, "ignore_index": settings.ignore_index,
                         "pixels": statistics.pixels.tolist()}}
-
-
-def _draw(folder, trainer, val_set, statistics):
-    """Write curves.png from the log, and predictions.png from the best weights."""
-    if (folder / "log.jsonl").exists():
-        log = run_folder.read_log(folder / "log.jsonl")
-        if log:
-            plots.save(plots.curves(log, trainer.class_names), folder / "curves.png")
-    if (folder / "best.npz").exists():
-        best = read_checkpoint(folder / "best.npz")
-        transform = trainer.phase.val_loader(best.meta["image_size"]).transform
-        load_weights(trainer.model, best)
-        samples = [transform(val_set[i], None) for i in _worth_showing(statistics)]
-        predictions = [predict_batch(trainer.model, normalize(s.image)[None], s.mask.shape)[0]
-                       for s in samples]
-        figure = plots.predictions(samples, predictions, trainer.class_names, val_set.palette,
-                                   val_set.ignore_index)
-        plots.save(figure, folder / "predictions.png")
-
-
-def _draw_augmentation(folder, trainer, train_set, statistics, versions=4):
-    """Write augmentation.png: pictures with rare classes, and what the training makes of them."""
-    settings = trainer.phase.settings
-    transform = trainer.phase.train_loader(settings.image_size).transform
-    resize = datasets.Resize(settings.image_size, ignore_index=settings.ignore_index)
-    rows = {}
-    for i in _worth_showing(statistics, count=3):
-        sample = train_set[i]
-        rows[sample.name] = [resize(sample, None)] + [
-            transform(sample, np.random.default_rng([settings.seed, i, version]))
-            for version in range(versions)]
-    figure = augmentations(rows, train_set.class_names, train_set.palette, settings.ignore_index)
-    plots.save(figure, folder / "augmentation.png")
-
-
-def _worth_showing(statistics, count=5):
-    """Return indices of up to `count` images: the first with each class, rarest class first."""
-    rarest_first = statistics.first_image[np.argsort(statistics.pixels, kind="stable")]
-    chosen = list(dict.fromkeys(int(i) for i in rarest_first if i >= 0))
-    evenly = np.linspace(0, statistics.num_images - 1, count).astype(int).tolist()
-    return list(dict.fromkeys(chosen + evenly))[:count]
 
 
 if __name__ == "__main__":

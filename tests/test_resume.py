@@ -43,11 +43,11 @@ def flags(tmp_path_factory):
 @pytest.fixture(scope="module")
 def unbroken(flags, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "unbroken"
-    before, train._draw = train._draw, lambda *arguments: None
+    before, train.draw_results = train.draw_results, lambda *arguments: None
     try:
         assert run(*flags, "--output-dir", folder) == 0
     finally:
-        train._draw = before
+        train.draw_results = before
     return kill_and_resume.state(folder)
 
 

@@ -17,7 +17,9 @@ from minisegnet import train
 from minisegnet.errors import run_command
 from minisegnet.imbalance.weighting import ClassStatistics
 from minisegnet.models import build_model
+from minisegnet.training import pictures
 from minisegnet.training.checkpoint import read_checkpoint
+from minisegnet.training.pictures import worth_showing
 from minisegnet.training.run_folder import read_log
 
 
@@ -205,7 +207,7 @@ def test_masks_of_several_sizes_are_validated_at_the_training_size(tiny_folder, 
 
 def test_the_pictures_show_the_best_weights(tiny_folder, tmp_path, monkeypatch):
     shown = []
-    monkeypatch.setattr(train, "predict_batch", lambda model, images, size: (
+    monkeypatch.setattr(pictures, "predict_batch", lambda model, images, size: (
         shown.append(model.classifier.params["weight"].copy()), np.zeros((1, *size), np.uint8))[1])
     fit = train.Trainer.fit
 
@@ -296,5 +298,18 @@ def test_the_pictures_show_the_rarest_classes_first():
     masks = [np.full((4, 4), c, np.uint8) for c in (0, 0, 1, 0, 0, 2, 0)]
     masks[3][0] = 3  # the rarest of all
     statistics = ClassStatistics.from_masks(masks, 5)
-    assert train._worth_showing(statistics) == [3, 2, 5, 0, 1]
-    assert train._worth_showing(ClassStatistics.from_masks(masks[:2], 5)) == [0, 1]
+    assert worth_showing(statistics) == [3, 2, 5, 0, 1]
+    assert worth_showing(ClassStatistics.from_masks(masks[:2], 5)) == [0, 1]
+
+
+def test_one_batch_is_learned_by_heart_and_scored_on_itself(tiny_folder, tmp_path, capsys):
+    assert tiny_run(tiny_folder, tmp_path / "run", "--overfit-one-batch", "--augment", "strong",
+                    "--epochs", "4") == 0
+    said = capsys.readouterr().out
+    config = tomllib.loads((tmp_path / "run" / "config.toml").read_text())
+    assert config["augment"] == "none"  # plain
+    weights = json.loads((tmp_path / "run" / "class_weights.json").read_text())
+    assert weights["pixels"] == weights["validation_pixels"]
+    assert "the same" in said and "by heart" in said
+    losses = [record["train_loss"] for record in read_log(tmp_path / "run" / "log.jsonl")]
+    assert losses[-1] < losses[0] / 2

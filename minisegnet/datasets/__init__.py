@@ -15,13 +15,14 @@ from minisegnet.datasets.folder import Folder
 from minisegnet.datasets.loader import Batch, DataLoader
 from minisegnet.datasets.sample import Sample
 from minisegnet.datasets.samplers import SAMPLERS, make_sampler
+from minisegnet.datasets.subset import Subset
 from minisegnet.datasets.transforms import Resize
 from minisegnet.datasets.voc import VOC, find_voc
 from minisegnet.errors import UserError
 
 __all__ = [
     "Batch", "CamVid", "DataLoader", "EnhancedAugment", "FloorPlans", "Folder", "PRESETS",
-    "Resize", "SAMPLERS", "Sample", "StandardAugment", "StrongAugment", "VOC",
+    "Resize", "SAMPLERS", "Sample", "StandardAugment", "StrongAugment", "Subset", "VOC",
     "make_augmentation", "make_sampler", "open_dataset",
 ]
 

@@ -9,7 +9,7 @@ from minisegnet import optim
 from minisegnet.errors import UserError
 from minisegnet.imbalance.weighting import SCHEMES, class_weights
 from minisegnet.losses.criterion import Criterion
-from minisegnet.training.settings import LOWER_IS_BETTER
+from minisegnet.training.flags import LOWER_IS_BETTER
 
 MAX_WEIGHT = 1e6  # of a class, in a file
 

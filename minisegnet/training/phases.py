@@ -46,7 +46,8 @@ class Phases:
         """Return the loader of augmented pictures (H, W) = `size`."""
         s = self.settings
         return datasets.DataLoader(
-            self.train_set, s.batch_size, shuffle=True, sampler=self.sampler, drop_last=True,
+            self.train_set, s.batch_size, shuffle=not s.overfit_one_batch, sampler=self.sampler,
+            drop_last=True,
             transform=datasets.make_augmentation(s.augment, size, ignore_index=s.ignore_index),
             seed=s.seed, num_workers=s.num_workers)
 
