@@ -45,14 +45,22 @@ def parse_choices(names, flags):
         if any(word.partition("=")[0] == flag for word in flags):
             raise UserError(f"{flag} does not go with --losses: {cure}")
     base = train.parse_settings([*flags, "--loss=ce"])
-    choices = [_parse_choice(name, base.class_weights) for name in names]
+    return base, choices_of(names, base.class_weights)
+
+
+def choices_of(names, weights):
+    """Return the `Choice`s of --losses `names`, with what --class-weights says for `weights`.
+
+    Raises UserError for class weights that are unknown, and for names that stand for the same.
+    """
+    choices = [_parse_choice(name, weights) for name in names]
     for i, choice in enumerate(choices):
         for other in choices[:i]:
             if choice[1:] == other[1:]:
                 raise UserError(f"--losses {other.name} and {choice.name} are the same: "
                                 f"{choice.loss}, class weights {choice.class_weights}; leave one "
                                 f"out")
-    return base, choices
+    return choices
 
 
 def _parse_choice(text, weights):
@@ -118,7 +126,7 @@ def _first_size(settings):
     """Return (H, W) of the first training picture, where it decides the size in training."""
     if settings.image_size is not None:
         return None
-    return open_dataset(settings.data, settings.layout, settings.split,
+    return open_dataset(settings.data, settings.layout, settings.split, classes=settings.classes,
                         ignore_index=settings.ignore_index)[0].mask.shape
 
 

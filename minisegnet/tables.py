@@ -8,6 +8,16 @@ def number_text(value, spec=".3f"):
     return "-" if math.isnan(value) else format(value, spec)
 
 
+def ratio_text(value):
+    """Return a ratio with three digits, and without an exponent."""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
+def percent_text(share):
+    """Return a share as a percentage of two decimals, of two digits where that would be 0."""
+    return f"{100 * share:.2f}%" if share >= 0.0005 or not share else f"{100 * share:.2g}%"
+
+
 def aligned(rows, left=1):
     """Return rows of texts as lines with columns of one width.
 
