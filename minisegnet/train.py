@@ -14,20 +14,28 @@ import numpy as np
 
 from minisegnet import datasets
 from minisegnet.backend import select_device
+from minisegnet.datasets.class_map import CLASS_MAP_FILE
+from minisegnet.diagnosis import read_evidence, report_lines
 from minisegnet.errors import UserError, run_command
 from minisegnet.imbalance import ClassStatistics
+from minisegnet.imbalance.fingerprint import format_fingerprint, know_nothing
 from minisegnet.models import build_model
 from minisegnet.models.unet import LEAST_SIDE
 from minisegnet.optim import ExponentialMovingAverage, near_restart_top
 from minisegnet.training import run_folder
 from minisegnet.training.build import (
+    build_criterion,
     build_optimizer,
     build_schedule,
     build_watchers,
     build_weights,
 )
+from minisegnet.training.checklist import format_checklist
 from minisegnet.training.checkpoint import read_checkpoint
+from minisegnet.training.inspection import inspect
+from minisegnet.training.ledger_log import LedgerLog, steps_between_records
 from minisegnet.training.memory import estimate_memory, format_estimate, machine_memory
+from minisegnet.training.monitor import Monitor
 from minisegnet.training.phases import Phases
 from minisegnet.training.pictures import draw_augmentation, draw_results, worth_showing
 from minisegnet.training.settings import parse_settings, size_in_training, to_config
@@ -62,6 +70,7 @@ def main(argv=None):
     if settings.init_from is not None and not resumable:
         _initialize(settings, model)
     _print_header(settings, model, train_set, val_set, statistics)
+    trainer.baselines = _print_fingerprint(settings, names, weights, statistics, val_statistics)
     _warn(settings, trainer)
     _check_memory(settings, model)
     if settings.dry_run:
@@ -74,10 +83,18 @@ def main(argv=None):
             default_name=f"{Path(settings.data).resolve().name}_{settings.loss}")
         run_folder.write_class_weights(folder, settings.class_weights, names, weights, statistics,
                                        val_statistics)
+        if settings.classes is not None:
+            train_set.class_map.write(folder / CLASS_MAP_FILE)
         # Last, for a folder with a config.toml can be resumed.
         run_folder.write_text(folder / "config.toml", run_folder.to_toml(config))
     trainer.folder = folder
     trainer.meta = _describe_data(settings, config, train_set, statistics)
+    if settings.ledger:
+        every = steps_between_records(trainer.phase.steps_per_epoch)
+        trainer.ledger = LedgerLog(folder, names, every, train_set.palette)
+    if settings.debug:
+        trainer.debug = Monitor(folder, model, trainer.optimizer, names, settings.ignore_index,
+                                trainer.phase.steps_per_epoch)
     if settings.resume:
         _go_on(trainer, resumable)
         # What was changed holds from here on, and for the next time.
@@ -85,8 +102,17 @@ def main(argv=None):
     print(f"run folder: {folder}", flush=True)
     if settings.augment != "none" and not (folder / "augmentation.png").exists():
         draw_augmentation(folder, trainer, train_set, statistics)
-    finished = trainer.fit()
+    if settings.debug and trainer.epoch < trainer.epochs:
+        _print_checklist(trainer, train_set, val_set, statistics, val_statistics)
+    try:
+        finished = trainer.fit()
+    except UserError:
+        if settings.debug:
+            _print_diagnosis(folder)
+        raise
     draw_results(folder, trainer, val_set, val_statistics)
+    if trainer.ledger is not None:
+        trainer.ledger.draw()
     if not finished:
         print(f"interrupted; --resume {folder} goes on from there")
         return 130
@@ -98,7 +124,26 @@ def main(argv=None):
     if trainer.best is not None:
         print(f"best {settings.monitor.replace('mean_iou', 'mean IoU').replace('_', ' ')} "
               f"{trainer.best:.4f}; see {folder}/curves.png and {folder}/predictions.png")
+    if settings.debug:
+        _print_diagnosis(folder)
     return 0
+
+
+def _print_checklist(trainer, train_set, val_set, statistics, val_statistics):
+    """Inspect data, loss and model as the next epoch will have them; print and keep the result."""
+    phase = trainer.phase(trainer.epoch + 1)
+    record = inspect(train_set, val_set, statistics, val_statistics, phase.train_loader,
+                     phase.val_loader, trainer.model, phase.criterion, trainer.class_names)
+    trainer.debug.start(record)
+    print("before the first step:")
+    for line in format_checklist(record):
+        print(f"    {line}")
+    sys.stdout.flush()
+
+
+def _print_diagnosis(folder):
+    print("diagnosis:")
+    print(*report_lines(read_evidence(folder)), sep="\n", flush=True)
 
 
 def _of_one_batch(record):
@@ -115,14 +160,13 @@ def _of_one_batch(record):
 
 def _open_data(settings):
     """Return both data sets and what a pass over their masks counted; sets the image size."""
+    classes = settings.classes
+    if classes is not None and settings.resume:  # the file may have changed since
+        classes = Path(settings.resume) / CLASS_MAP_FILE
     train_set, val_set = (
-        datasets.open_dataset(settings.data, settings.layout, split,
+        datasets.open_dataset(settings.data, settings.layout, split, classes=classes,
                               ignore_index=settings.ignore_index)
         for split in (settings.split, "val"))
-    K, names = train_set.num_classes, train_set.class_names
-    if settings.ignore_index < K:
-        raise UserError(f"--ignore-index {settings.ignore_index} is a class "
-                        f"({names[settings.ignore_index]}); use {K} to 255")
     statistics, val_statistics = train_set.check(), val_set.check()
     settings.image_size = size_in_training(settings, train_set[0].mask.shape)
     settings.scale = None  # resolved
@@ -189,6 +233,9 @@ def _go_on(trainer, resumable):
         if log.exists() and log.stat().st_size:
             raise UserError(f"--resume {folder}: its last.npz has gone; restore it, or start a "
                             f"new run with --init-from {folder / 'best.npz'}")
+        for witness in (trainer.debug, trainer.ledger):
+            if witness is not None:
+                witness.restore(0)
         return
     trainer.restore(read_checkpoint(folder / "last.npz"))
     if trainer.stopped_early or trainer.epoch >= trainer.epochs:
@@ -207,6 +254,15 @@ def _print_header(settings, model, train_set, val_set, statistics):
     print(f"{settings.model}: {model.num_parameters:,} parameters, {len(names)} classes; "
           f"{pictures}, at {H}x{W}; "
           f"{names[int(statistics.pixels.argmax())]} is {share:.1%} of the pixels")
+
+
+def _print_fingerprint(settings, names, weights, statistics, val_statistics):
+    """Print what knowing nothing scores in the validation, and costs; return these baselines."""
+    baselines = know_nothing(val_statistics.pixels, names)
+    criterion = build_criterion(settings, settings.loss, weights, statistics.frequency)
+    for line in format_fingerprint(baselines, criterion, val_statistics.pixels):
+        print(f"    {line}")
+    return baselines
 
 
 def _warn(settings, trainer):
@@ -250,8 +306,8 @@ def _describe_data(settings, config, train_set, statistics):
     return {"config": config, "original_size": list(train_set[0].mask.shape),
             "classes": {"names": list(train_set.class_names),
                         "palette": np.asarray(train_set.palette).tolist(),
-                        "mask_values": [int(value) for value in train_set.mask_values],
-                        "void": train_set.void, "ignore_index": settings.ignore_index,
+                        "map": train_set.class_map.to_dict(),
+                        "ignore_index": settings.ignore_index,
                         "pixels": statistics.pixels.tolist()}}
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 
 @pytest.fixture
@@ -28,3 +29,22 @@ def camvid_root():
     if not (root / "train").is_dir():
         pytest.skip(f"no CamVid pictures in {root} (set MINISEGNET_CAMVID)")
     return root
+
+
+@pytest.fixture
+def tiny_folder(tmp_path, rng):
+    """Eight training and four validation pictures, 32x48 with three classes."""
+    for split, count in (("train", 8), ("val", 4)):
+        for kind in ("images", "masks"):
+            (tmp_path / "data" / split / kind).mkdir(parents=True)
+        for i in range(count):
+            mask = np.zeros((32, 48), np.uint8)
+            mask[8:24, 8:24] = 1
+            mask[12:20, 28:40] = 2
+            mask[:2] = 255
+            image = (mask[..., None] * 60 + rng.integers(0, 60, (32, 48, 3))).astype(np.uint8)
+            folder = tmp_path / "data" / split
+            Image.fromarray(image).save(folder / "images" / f"{i}.png")
+            Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
+    (tmp_path / "data" / "classes.txt").write_text("ground\nhouse\npool\n")
+    return tmp_path / "data"

@@ -23,25 +23,6 @@ from minisegnet.training.pictures import worth_showing
 from minisegnet.training.run_folder import read_log
 
 
-@pytest.fixture
-def tiny_folder(tmp_path, rng):
-    """Eight training and four validation pictures, 32x48 with three classes."""
-    for split, count in (("train", 8), ("val", 4)):
-        for kind in ("images", "masks"):
-            (tmp_path / "data" / split / kind).mkdir(parents=True)
-        for i in range(count):
-            mask = np.zeros((32, 48), np.uint8)
-            mask[8:24, 8:24] = 1
-            mask[12:20, 28:40] = 2
-            mask[:2] = 255
-            image = (mask[..., None] * 60 + rng.integers(0, 60, (32, 48, 3))).astype(np.uint8)
-            folder = tmp_path / "data" / split
-            Image.fromarray(image).save(folder / "images" / f"{i}.png")
-            Image.fromarray(mask).save(folder / "masks" / f"{i}.png")
-    (tmp_path / "data" / "classes.txt").write_text("ground\nhouse\npool\n")
-    return tmp_path / "data"
-
-
 def run(*flags):
     return run_command(train.main, [str(flag) for flag in flags])
 

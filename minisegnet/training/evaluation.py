@@ -58,10 +58,12 @@ def enlarged_softmax(coarse, size):
     return probs
 
 
-def evaluate(model, loader, criterion, *, progress=lambda batches: batches):
+def evaluate(model, loader, criterion, *, progress=lambda batches: batches,
+             observe=lambda batch, prediction: None):
     """Return (mean loss, ConfusionMatrix) of `model` over the batches of `loader`.
 
     Targets may be larger than the images: the coarse logits are enlarged to the target's size.
+    `observe(batch, prediction)` sees every batch and its most likely classes (N, H, W) besides.
     The loss is the mean of the batches' losses, weighted by their number of images.
     """
     confusion = ConfusionMatrix(model.num_classes, criterion.ignore_index)
@@ -70,7 +72,9 @@ def evaluate(model, loader, criterion, *, progress=lambda batches: batches):
         for batch in progress(loader.batches()):
             coarse = model.forward_coarse(batch.images)
             loss, _ = criterion.forward_upsampled(coarse, batch.target)
-            confusion.update(batch.target, upsampled_prediction(coarse, batch.target.shape[1:]))
+            prediction = upsampled_prediction(coarse, batch.target.shape[1:])
+            confusion.update(batch.target, prediction)
+            observe(batch, prediction)
             losses.append(float(loss))
             images_seen.append(len(batch.images))
     return float(np.average(losses, weights=images_seen)), confusion

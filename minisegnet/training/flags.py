@@ -86,6 +86,9 @@ def _add_data(group):
         help="floorplans (generated), or the folder of a data set")
     add("--layout", choices=("auto", "camvid", "voc", "folder"), default="auto",
         help="camvid, voc, folder (images and masks), or what the folders look like")
+    add("--classes", metavar="FILE",
+        help="which mask values are which classes: a class_map.json, a .py table or a .txt file "
+             "of names (default: what the data declare)")
     add("--split", choices=("train", "trainval"), default="train",
         help="pictures to train on; after trainval the validation score is none")
     add("--image-size", type=number(int, least=1, most=MAX_SIDE), nargs=2, metavar=("H", "W"),

@@ -16,12 +16,14 @@ import numpy as np
 from tqdm import tqdm
 
 from minisegnet.errors import UserError
+from minisegnet.imbalance.fingerprint import resembles
 from minisegnet.losses.criterion import Criterion, WholeBatch
 from minisegnet.optim import clip_grad_norm
 from minisegnet.training.checkpoint import load_weights, save_checkpoint
 from minisegnet.training.evaluation import evaluate
+from minisegnet.training.flags import LOWER_IS_BETTER
+from minisegnet.training.nonfinite import first_non_finite
 from minisegnet.training.run_folder import append_json_line, json_ready, restore_log
-from minisegnet.training.settings import LOWER_IS_BETTER
 
 GOOD_IOU = 0.30  # the share of classes above it is reported every epoch
 PER_CLASS_EVERY = 5  # epochs between the per-class lines
@@ -64,6 +66,9 @@ class Trainer:
     plateau: object = None  # ReduceLROnPlateau
     early_stopping: object = None  # EarlyStopping
     meta: dict = None  # what else goes into every checkpoint
+    baselines: tuple = ()  # what predictors score that know nothing of the pictures
+    debug: object = None  # Monitor of --debug
+    ledger: object = None  # LedgerLog of --ledger
 
     def __post_init__(self):
         self.epoch = 0  # epochs finished
@@ -75,6 +80,7 @@ class Trainer:
         self.record = None  # of the last finished epoch
         self.stopped_early = False
         self.interrupted = False
+        self._sits_on = None  # the Baseline that the last validation cannot be told from
 
     def fit(self):
         """Train; return True if the run is complete, False after an interrupt.
@@ -85,8 +91,13 @@ class Trainer:
         with self._graceful_signals():
             while self.epoch < self.epochs and not self.stopped_early:
                 if self.interrupted or not self._run_epoch():
-                    return False
-        return True
+                    return self._ends(finished=False)
+        return self._ends(finished=True)
+
+    def _ends(self, finished):
+        if self.debug is not None:
+            self.debug.end(self.epoch, self.step, finished)
+        return finished
 
     def _run_epoch(self):
         """Train and validate the next epoch; return False if it was left in the middle."""
@@ -104,6 +115,8 @@ class Trainer:
                   "lr": self.optimizer.lr, "loss": phase.criterion.name}
         if phase.train_loader.sampler is not None:
             record["sampler"] = phase.train_loader.sampler_report(epoch)
+        if self.debug is not None:
+            self.debug.end_of_epoch(epoch)
         if epoch % self.val_every == 0 or epoch == self.epochs:
             record.update(self._validate(phase))
         record["seconds"] = round(time.perf_counter() - start, 3)
@@ -142,20 +155,34 @@ class Trainer:
             loss, cache = criterion.forward_upsampled(coarse, batch.target, whole=whole)
             values["train_loss"] += float(loss)
             if not math.isfinite(values["train_loss"]):
-                raise UserError(f"the loss is {float(loss)} at step {self.step}; lower --lr, use "
-                                f"--clip-norm 1, or another --optimizer")
+                self._stop("loss", float(loss), batch, criterion)
+            if self.ledger is not None:
+                self.ledger.observe(self.step, coarse, batch.target, criterion)
             for name, value in criterion.parts(cache).items():
                 values[f"train_{name}"] = values.get(f"train_{name}", 0.0) + float(value)
             self.model.backward_coarse(criterion.backward_upsampled(1.0, cache))
         norm = float(clip_grad_norm(self.optimizer, self.clip_norm or math.inf))
+        if self.debug is not None:
+            self.debug.gradients(self.step, self.epoch + 1, batches, values, norm)
         if not math.isfinite(norm):
-            raise UserError(f"the gradient is not finite at step {self.step}; lower --lr, or use "
-                            f"another --optimizer")
+            self._stop("gradient", norm, batches[-1], criterion)
         self.optimizer.step()
+        if self.debug is not None:
+            self.debug.updated(self.step, self.optimizer.lr)
         if self.ema is not None:
             self.ema.update()
         self.step += 1
         return {**values, "gradient_norm": norm}
+
+    def _stop(self, what, value, batch, criterion):
+        """Raise UserError for a loss or gradient that is not finite, naming where it began."""
+        found = first_non_finite(self.model, self.optimizer, batch, criterion)
+        where = f", first in {found[0]} ({found[1]})" if found else ""
+        message = (f"the {what} is {value} at step {self.step}{where}; lower --lr, use "
+                   f"--clip-norm 1, or another --optimizer")
+        if self.debug is not None:
+            self.debug.failure(self.step, what, found, message)
+        raise UserError(message)
 
     def _pixels_per_class(self, batches):
         """Return the pixels (K,) of each class in the targets; ignored ones lie beyond K."""
@@ -183,10 +210,14 @@ class Trainer:
                 break
 
     def _validate(self, phase):
+        observer = {} if self.debug is None else {"observe": self.debug.observe}
         with self.ema.applied() if self.ema else nullcontext():
             loss, confusion = evaluate(
-                self.model, phase.val_loader, phase.criterion,
+                self.model, phase.val_loader, phase.criterion, **observer,
                 progress=lambda batches: self._bar(batches, len(phase.val_loader), "validate"))
+        if self.debug is not None:
+            self.debug.end_of_validation(self.epoch + 1, loss, confusion)
+        self._sits_on = resembles(confusion, self.baselines)
         iou = confusion.iou
         return {
             "val_loss": loss,
@@ -215,6 +246,9 @@ class Trainer:
                      f"  >{GOOD_IOU:.2f} {100 * record['share_above_0.30']:.0f}%"
                      f"  acc {record['pixel_accuracy']:.4f}")
         tqdm.write(line + f"  lr {record['lr']:.2e}  {record['seconds']:.1f} s")
+        if "val_loss" in record and self._sits_on is not None:
+            tqdm.write(f"    indistinguishable from {self._sits_on.name}, which knows nothing of "
+                       f"the pictures (mIoU {self._sits_on.mean_iou:.4f})")
         last = record["epoch"] == self.epochs
         if "iou" in record and (last or record["epoch"] % PER_CLASS_EVERY == 0):
             tqdm.write("    IoU  " + "  ".join(f"{name} {value:.2f}" for name, value in
@@ -302,6 +336,9 @@ class Trainer:
         self.position, self.totals = progress["position"], progress["totals"]
         self.record, self.stopped_early = progress["record"], progress["stopped_early"]
         restore_log(self.folder / "log.jsonl", self.record)
+        for witness in (self.debug, self.ledger):
+            if witness is not None:
+                witness.restore(self.step)
 
     @contextmanager
     def _graceful_signals(self):
