@@ -27,6 +27,7 @@ from minisegnet.comparison_report import (
     text_table,
 )
 from minisegnet.comparison_training import parse_choices, plan_jobs, train_all
+from minisegnet.datasets.class_map import CLASS_MAP_FILE
 from minisegnet.datasets.transforms import normalize, resize_image
 from minisegnet.errors import UserError, run_command
 from minisegnet.imbalance.rarity import rare_classes
@@ -165,8 +166,10 @@ def _grid(rows, rare):
     first = rows[0].runs[0]
     config, names = first.config, first.class_names
     try:
-        dataset = open_data(config["data"], config["layout"], "val", names=names,
-                            ignore_index=config["ignore_index"], path=first.folder)
+        dataset = open_data(
+            config["data"], config["layout"], "val", path=first.folder,
+            given=first.folder / CLASS_MAP_FILE if config.get("classes") else None,
+            classes={"names": names, "ignore_index": config["ignore_index"]})
         samples = plots.pictures_with(dataset, rare, PICTURES, apart=len(dataset) // PICTURES)
         predicted = {row.name: predictions_of(row.runs[0].folder, samples) for row in rows}
     except UserError as error:  # runs may have come here from another machine

@@ -53,6 +53,9 @@ def build_parser():
         help="further models, whose probabilities are averaged with the first's")
     add("--data", help="floorplans, or the folder of a data set (default: that of training)")
     add("--layout", choices=("auto", "camvid", "voc", "folder"), help="default: as in training")
+    add("--classes", metavar="FILE",
+        help="which mask values are which classes: a class_map.json, a .py table or a .txt file "
+             "of names (default: as in training; for other --data: what they declare)")
     add("--split", choices=("train", "val", "trainval", "test"), default="val",
         help="part of the data")
     add("--image-size", type=number(int, least=1, most=8192), nargs=2, metavar=("H", "W"),
@@ -92,8 +95,8 @@ def main(argv=None):
     settings.layout = settings.layout or (config.get("layout", "auto") if own_data else "auto")
     folder = results_folder(settings, path, own_data)
     looks = read_looks(path.parent) if settings.split == "test" else []
-    dataset = open_data(settings.data, settings.layout, settings.split, names=classes["names"],
-                        ignore_index=classes["ignore_index"], path=path)
+    dataset = open_data(settings.data, settings.layout, settings.split, classes=classes, path=path,
+                        given=settings.classes, own_data=own_data)
     dataset.check()
     notes = notes_on(settings, meta, path, dataset, len(groups),
                      sum(same_data(look["data"], settings.data) for look in looks))

@@ -3,9 +3,10 @@
     python -m minisegnet.predict runs/x street.jpg
     python -m minisegnet.predict runs/x/last.npz photos/ more/plan.png --output masks/ --tta
 
-For every picture NAME, the output folder holds NAME.png, a palette PNG with the values that the
-classes had in the masks of the training; NAME_overlay.png, the picture under their colours; and
-with --probabilities NAME.npz. legend.png names values and colours.
+For every picture NAME, the output folder holds NAME.png, a mask with the values that the classes
+had in the masks of the training (a palette PNG, or an RGB one where these were colours);
+NAME_overlay.png, the picture under their colours; and with --probabilities NAME.npz. legend.png
+names values and colours.
 
 A picture is resized to the training size, as in the validation, and the logits are enlarged to its
 own size. One more than twice as high or wide as the pictures of the training is taken to show more
@@ -25,8 +26,9 @@ from tqdm import tqdm
 
 from minisegnet import plots
 from minisegnet.cli import ArgumentParser, number, positive_int
+from minisegnet.datasets import ClassMap
 from minisegnet.datasets.files import read_image
-from minisegnet.datasets.pictures import find_pictures, overlaid, palette_picture
+from minisegnet.datasets.pictures import find_pictures, mask_picture, overlaid
 from minisegnet.datasets.transforms import normalize, resize_image
 from minisegnet.errors import UserError, run_command
 from minisegnet.layers import inference_mode
@@ -39,7 +41,7 @@ from minisegnet.training.sliding_window import (
     predict_windows,
     scaled_size,
 )
-from minisegnet.training.trained_model import checkpoint_path
+from minisegnet.training.trained_model import checkpoint_path, class_map_of
 
 LARGE = 2  # times the height or width of the pictures in training: windows from there on
 MAX_SIDE = 8192  # of a picture in the network, px
@@ -52,9 +54,7 @@ class Predictor(NamedTuple):
     """A model with what it takes to run it on pictures as it was trained."""
 
     model: object
-    names: tuple  # K class names
-    mask_values: list  # K values that stand for the classes in mask files
-    palette: np.ndarray  # (K, 3) uint8
+    classes: ClassMap  # K classes, their values in masks and their colours
     window: tuple  # (h, w), the size in training
     scale: tuple  # (vertical, horizontal), of the pictures in training
     cell: int  # px of a window per pixel of the coarse logits
@@ -81,7 +81,8 @@ class Predictor(NamedTuple):
                                 cell=self.cell, batch_size=self.batch_size)
         logits = (np.log(np.maximum(row, TINY)) for row in probs)
         for row in enlarged_rows(logits, -(-scaled[0] // self.cell), image.shape[:2]):
-            yield _softmax(row.reshape(-1, len(self.names), image.shape[1]), axis=1).mean(axis=0)
+            views = row.reshape(-1, self.classes.num_classes, image.shape[1])
+            yield _softmax(views, axis=1).mean(axis=0)
 
     def _coarse_probs(self, windows):
         """Return probabilities (N, h, w, K) of windows; with `flip` (N, h, w, 2K), two views."""
@@ -109,20 +110,19 @@ def load_predictor(path, *, image_size=None, flip=False, batch_size=2):
     model, checkpoint = load_model(checkpoint_path(path))
     meta = checkpoint.meta
     try:
-        classes = meta["classes"]
+        classes = class_map_of(meta["classes"], checkpoint.path)
         window = tuple(image_size or meta["image_size"])
         scale = tuple(a / b for a, b in zip(window, meta["original_size"], strict=True))
-        names, values = tuple(classes["names"]), list(classes["mask_values"])
-        palette = np.array(classes["palette"], np.uint8).reshape(model.num_classes, 3)
-        if not len(names) == len(values) == model.num_classes:
-            raise ValueError(f"{len(names)} names for {model.num_classes} classes")
+        if classes.num_classes != model.num_classes:
+            raise ValueError(f"{classes.num_classes} names for {model.num_classes} classes")
+    except UserError:
+        raise
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{checkpoint.path} does not say what its classes and sizes are, which "
-                        f"runs of this version save; train again") from error
+                        f"runs of this version save ({error}); train again") from error
     with inference_mode():
         coarse = model.forward_coarse(np.zeros((1, 64, 64, 3), np.float32))
-    return Predictor(model, names, values, palette, window, scale, 64 // coarse.shape[1], flip,
-                     batch_size)
+    return Predictor(model, classes, window, scale, 64 // coarse.shape[1], flip, batch_size)
 
 
 class Results(NamedTuple):
@@ -172,10 +172,11 @@ def write_legend(path, predictor, overwrite):
 
     Raises UserError, without `overwrite`, if there is another.
     """
-    labels = [f"{value} {name}" for value, name in zip(predictor.mask_values, predictor.names)]
+    classes = predictor.classes
+    labels = [f"{value} {name}" for value, name in zip(classes.values, classes.names)]
     with tempfile.TemporaryDirectory() as folder:
         drawn = Path(folder) / LEGEND
-        plots.save(_legend(labels, predictor.palette), drawn)
+        plots.save(_legend(labels, classes.palette), drawn)
         content = drawn.read_bytes()
     if path.exists() and not overwrite:
         if path.read_bytes() != content:
@@ -217,8 +218,9 @@ def predict_picture(predictor, image, scaled, results, progress=lambda rows: row
     if results.overlay is not None:
         # The noise of a photograph hardly shrinks: at Pillow's level 6 it takes three times as
         # long for a seventh less.
-        _write_png(results.overlay, overlaid(image, mask, predictor.palette), compress_level=1)
-    _write_png(results.mask, palette_picture(mask, predictor.mask_values, predictor.palette))
+        _write_png(results.overlay, overlaid(image, mask, predictor.classes.palette),
+                   compress_level=1)
+    _write_png(results.mask, mask_picture(mask, predictor.classes))
     return mask
 
 
@@ -227,7 +229,7 @@ def _write_png(path, picture, **options):
 
 
 def _write_probabilities(file, rows, size, predictor):
-    """Write an .npz of probs (H, W, K) float32, class_names and mask_values (K,).
+    """Write an .npz of probs (H, W, K) float32, class_names and mask_values (K,) or (K, 3).
 
     Row by row: `np.savez` would want all of `probs` in memory.
     """
@@ -235,11 +237,11 @@ def _write_probabilities(file, rows, size, predictor):
         with archive.open("probs.npy", "w", force_zip64=True) as member:
             np.lib.format.write_array_header_1_0(member, {
                 "descr": np.lib.format.dtype_to_descr(np.dtype(np.float32)),
-                "fortran_order": False, "shape": (*size, len(predictor.names))})
+                "fortran_order": False, "shape": (*size, predictor.classes.num_classes)})
             for row in rows:
                 member.write(np.ascontiguousarray(row, np.float32).data)
-        for name, values in (("class_names", predictor.names),
-                             ("mask_values", predictor.mask_values)):
+        for name, values in (("class_names", predictor.classes.names),
+                             ("mask_values", predictor.classes.values)):
             with archive.open(f"{name}.npy", "w") as member:
                 np.save(member, np.array(values))
 
@@ -315,7 +317,7 @@ def main(argv=None):
                 rows, total=size[0], desc=picture.name, unit="row", leave=False, disable=None,
                 delay=1))
         print(f"{picture.name} {size[0]}x{size[1]}: {how} -> {results.mask}; "
-              f"{_shares(mask, predictor.names)}", flush=True)
+              f"{_shares(mask, predictor.classes.names)}", flush=True)
     return 0
 
 

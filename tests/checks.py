@@ -1,10 +1,12 @@
-"""What the tests of many files share: relative agreement, and awkward arrays."""
+"""What the tests of many files share: relative agreement, awkward arrays, refusals."""
 
 import importlib.util
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from minisegnet.errors import UserError
 from minisegnet.verify.gradcheck import numeric_gradient, relative_error
 
 
@@ -22,6 +24,16 @@ def assert_finite_differences_agree(function, inputs, gradients, upstream, limit
             return function(*inputs[:i], x, *inputs[i + 1:])
 
         assert_agrees(gradient, numeric_gradient(of_one, inputs[i], upstream), limit)
+
+
+def assert_refused(action, *words):
+    """`action` raises a UserError of one line that has all `words` in it."""
+    with pytest.raises(UserError) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert str(word) in message
 
 
 def frozen(*arrays):

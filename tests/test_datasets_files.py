@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from checks import assert_refused
 from PIL import Image, ImageOps
 
 from minisegnet.datasets import CamVid, FloorPlans, Folder, open_dataset
@@ -36,16 +37,6 @@ def folder(tmp_path):
         write_image(tmp_path / "images" / f"p{k}.{'jpg' if k % 2 else 'png'}")
         write_mask(tmp_path / "masks" / f"p{k}.png", random_mask(k))
     return tmp_path
-
-
-def assert_refused(action, *words):
-    """`action` raises a UserError of one line that has all `words` in it."""
-    with pytest.raises(UserError) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 # ---------------------------------------------------------------- layouts

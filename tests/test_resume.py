@@ -29,7 +29,7 @@ def run(*flags):
 
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch):
-    monkeypatch.setattr(train, "_draw", lambda *arguments: None)
+    monkeypatch.setattr(train, "draw_results", lambda *arguments: None)
 
 
 @pytest.fixture(scope="module")
@@ -136,7 +136,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_anew(flags, unbroken, t
     monkeypatch.setattr(trainer_module.Trainer, "fit", lambda self: False)
     assert run(*flags, "--output-dir", folder) == 130
     monkeypatch.undo()
-    monkeypatch.setattr(train, "_draw", lambda *arguments: None)
+    monkeypatch.setattr(train, "draw_results", lambda *arguments: None)
     assert run("--resume", folder) == 0
     same_state(folder, unbroken)
 
@@ -192,7 +192,7 @@ def test_a_longer_run_stays_longer_when_it_is_interrupted(finished, monkeypatch)
     interrupt_in_step(monkeypatch, 2)
     assert run("--resume", finished, "--epochs", 4) == 130
     monkeypatch.undo()
-    monkeypatch.setattr(train, "_draw", lambda *arguments: None)
+    monkeypatch.setattr(train, "draw_results", lambda *arguments: None)
     assert run("--resume", finished) == 0
     assert len(read_log(finished / "log.jsonl")) == 4
 

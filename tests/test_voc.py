@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
+from checks import assert_refused
 from PIL import Image
 
 from minisegnet.datasets import CamVid, Folder, open_dataset
 from minisegnet.datasets.palettes import CAMVID_PALETTE, FLOORPLAN_PALETTE, palette_for
 from minisegnet.datasets.voc import CLASS_NAMES, VOC
-from minisegnet.errors import UserError
 
 H, W = 10, 14
 STEMS = {"train": ["2007_000032", "2007_000039", "2008_000001"], "val": ["2007_000033"]}
@@ -49,16 +49,6 @@ def root(tmp_path):
 
 def stems_of(dataset):
     return [dataset[i].name for i in range(len(dataset))]
-
-
-def assert_refused(action, *words):
-    """`action` raises a UserError of one line that has all `words` in it."""
-    with pytest.raises(UserError) as caught:
-        action()
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert str(word) in message
 
 
 # ---------------------------------------------------------------- what it reads

@@ -1,15 +1,12 @@
 """Pictures and masks in files: reading them, and saying in one line what is wrong with one."""
 
 import warnings
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from minisegnet.datasets.sample import Sample, labels_in
 from minisegnet.errors import UserError
-from minisegnet.imbalance.weighting import ClassStatistics
 
 # Pillow warns of pictures above 90 million pixels, and refuses them above 180 million.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -81,8 +78,8 @@ def read_image(path):
     if it cannot be decoded, or is a grey one of 16 bits.
     """
     with open_image(path) as picture:
-        image = _decoded(path, lambda: _as_rgb(picture))
-        orientation = _orientation(picture)
+        image = decoded(path, lambda: _as_rgb(picture))
+        orientation = orientation_of(picture)
         return np.asarray(image if orientation == 1 else image.transpose(_UPRIGHT[orientation]))
 
 
@@ -96,7 +93,7 @@ def _as_rgb(picture):
     return picture.convert("RGB")
 
 
-def _orientation(picture):
+def orientation_of(picture):
     """Return the EXIF orientation, 1 to 8, of a decoded picture; 1 where none can be read."""
     try:
         orientation = picture.getexif().get(_ORIENTATION)
@@ -105,25 +102,60 @@ def _orientation(picture):
     return orientation if orientation in _UPRIGHT else 1
 
 
-def read_mask(path):
-    """Return the raw values of the mask at `path` as (H, W) uint8; palette files give indices.
+def read_raw_mask(path, *, colours=False):
+    """Return the mask at `path` as (H, W) uint8, or (H, W, 3) uint8 where the file is RGB.
 
-    Raises UserError if it cannot be decoded, has several channels, or values above 255.
+    A palette file gives its indices, unless `colours` are asked for: those that are shown, of
+    any mask. An alpha channel is left out where it is opaque all over. Raises UserError if the
+    file cannot be decoded, is transparent somewhere, or has values above 255.
     """
     with _open(path) as picture:
-        _decoded(path, picture.load)
-        if picture.mode not in ("1", "L", "P", "I", "I;16"):
+        decoded(path, picture.load)
+        if picture.mode in ("RGBA", "LA", "PA"):
+            if picture.getchannel("A").getextrema() != (255, 255):
+                raise UserError(
+                    f"mask {path} is transparent in places, where no class can be told; save it "
+                    "without transparency, upon the colour of its background"
+                )
+            picture = picture.convert({"LA": "L"}.get(picture.mode, "RGB"))
+        if picture.mode not in ("1", "L", "P", "I", "I;16", "RGB"):
             raise UserError(
-                f"mask {path} is a {picture.mode} picture; a mask has one channel of class ids: "
-                "save it as a greyscale or palette PNG"
+                f"mask {path} is a {picture.mode} picture; save it as a greyscale, palette or "
+                "RGB PNG"
             )
-        mask = np.asarray(picture)
+        mask = np.asarray(_as_rgb(picture) if colours and picture.mode in ("1", "L", "P")
+                          else picture)
     if mask.dtype not in (np.uint8, np.bool_) and not 0 <= mask.min() <= mask.max() <= 255:
         raise UserError(
             f"mask {path} holds values from {mask.min()} to {mask.max()}; "
             "renumber the classes from 0, at most 255"
         )
-    return mask.astype(np.uint8, copy=False)
+    mask = mask.astype(np.uint8, copy=False)
+    return np.repeat(mask[..., None], 3, axis=2) if colours and mask.ndim == 2 else mask
+
+
+def read_mask(path):
+    """Return the raw values of the mask at `path` as (H, W) uint8, as `read_raw_mask` does.
+
+    Raises UserError for a mask of colours as well.
+    """
+    mask = read_raw_mask(path)
+    if mask.ndim == 3:
+        raise UserError(
+            f"mask {path} is an RGB picture; name the colours of the classes in a class map "
+            "(class_map.json, see data/README.md), or save it as a greyscale or palette PNG of "
+            "class ids"
+        )
+    return mask
+
+
+def shows_colours(path):
+    """Whether the header of the mask at `path` says RGB; False if it cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            return picture.mode in ("RGB", "RGBA")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False  # reading it tells why
 
 
 def open_image(path):
@@ -145,7 +177,7 @@ def _open(path):
         raise _unreadable(path, error) from None
 
 
-def _decoded(path, decode):
+def decoded(path, decode):
     """Return `decode()`, turning what Pillow says of a broken file into one line."""
     try:
         return decode()
@@ -160,133 +192,11 @@ def _unreadable(path, error):
     )
 
 
-class PairedFiles:
-    """A data set of (image, mask) files.
-
-    `values` lists the mask value of each class in order (default 0, 1, 2, ...); the value `void`
-    (default `ignore_index`) is ignored, and comes out as `ignore_index`. They stay readable as
-    `mask_values`, a tuple, and `void`, None if that value is a class.
-    """
-
-    def __init__(self, pairs, class_names, palette, *, ignore_index=255, values=None, void=None):
-        refuse_ignore_index(ignore_index)
-        self.pairs = list(pairs)
-        self.class_names = tuple(class_names)
-        self.palette = palette
-        self.ignore_index = ignore_index
-        self.mask_values = tuple(values or range(self.num_classes))
-        void = ignore_index if void is None else void
-        self.void = None if void in self.mask_values else void
-        self._to_id = np.full(256, -1, np.int16)  # mask value -> class id, -1: not allowed
-        self._to_id[void] = ignore_index
-        self._to_id[list(self.mask_values)] = range(self.num_classes)
-
-    @property
-    def num_classes(self):
-        return len(self.class_names)
-
-    def __len__(self):
-        return len(self.pairs)
-
-    def __getitem__(self, index):
-        image_path, mask_path = self.pairs[index]
-        image, mask = read_image(image_path), self._read_labels(mask_path)
-        if image.shape[:2] != mask.shape:
-            raise _size_error(image_path, image.shape[1::-1], mask_path, mask.shape[::-1])
-        return Sample(image, mask, image_path.stem)
-
-    def check(self, num_workers=2):
-        """Read every file once, in threads, and return the `ClassStatistics` of the masks.
-
-        `sizes` then holds the (H, W) that occur. Raises UserError at the first file, in order,
-        that cannot be used.
-        """
-        present, self.sizes = set(), set()
-
-        def noted(mask):
-            present.update(labels_in(mask).tolist())
-            self.sizes.add(mask.shape)
-            return mask
-
-        with ThreadPoolExecutor(max(1, num_workers)) as pool:
-            masks = map(noted, pool.map(self._checked_mask, self.pairs))
-            try:
-                found = ClassStatistics.from_masks(masks, self.num_classes, self.ignore_index)
-            except UserError:
-                pool.shutdown(cancel_futures=True)
-                raise
-        refuse_binary_values(present, self.pairs[0][1])
-        return found
-
-    def _read_labels(self, path):
-        """Return the mask at `path` as class ids (H, W) uint8; UserError names foreign values."""
-        raw = read_mask(path)
-        found = labels_in(raw)
-        foreign = found[self._to_id[found] < 0]
-        if foreign.size:
-            ignored = "" if self.void is None else f", and {self.void} for ignored"
-            raise UserError(
-                f"mask {path} holds the values {show_values(foreign)}, outside the "
-                f"{self.num_classes} classes ({show_values(sorted(self.mask_values))}{ignored}); "
-                "correct the mask, or list all classes in classes.txt"
-            )
-        return self._to_id.astype(np.uint8).take(raw)
-
-    def _checked_mask(self, pair):
-        """Return the mask of a pair after decoding both files and comparing their sizes."""
-        image_path, mask_path = pair
-        mask = self._read_labels(mask_path)
-        with open_image(image_path) as picture:
-            size = picture.size
-            # A JPEG decoded at an eighth of its size still reads every byte, much faster.
-            picture.draft(None, (size[0] // 8, size[1] // 8))
-            _decoded(image_path, picture.load)
-            if _orientation(picture) >= 5:  # 5 to 8 swap width and height
-                size = size[::-1]
-        if size != mask.shape[::-1]:
-            raise _size_error(image_path, size, mask_path, mask.shape[::-1])
-        if (mask == self.ignore_index).all():
-            raise UserError(f"mask {mask_path} is all ignore ({self.ignore_index}); "
-                            "label something in it, or remove it and its image")
-        return mask
-
-
-def refuse_ignore_index(ignore_index):
-    """Raise UserError if no mask can hold `ignore_index`."""
-    if not 0 <= ignore_index <= 255:
-        raise UserError(
-            f"ignore index {ignore_index} cannot occur in an 8-bit mask; "
-            "choose 0 to 255 (a mask saved with -1 holds 255)"
-        )
-
-
-def refuse_binary_values(present, mask_path):
-    """Raise UserError if the values of all masks together are 0 and 255, or 255 alone.
-
-    Such masks mean background and object; read as ids they are background and ignored pixels.
-    """
-    if 255 in present and present <= {0, 255}:
-        raise UserError(
-            f"the masks ({mask_path} and all others) hold only 0 and 255, and 255 means ignored; "
-            "map 255 to class 1: write a classes.txt with the lines '0 background' and "
-            "'255 object' into the folder given to --data"
-        )
-
-
-def _size_error(image_path, image_size, mask_path, mask_size):
-    sizes = [f"{w}x{h}" for w, h in (image_size, mask_size)]
-    message = f"image {image_path} is {sizes[0]} but its mask {mask_path} is {sizes[1]} (WxH); "
-    with _open(image_path) as picture:
-        if picture.size == tuple(mask_size):
-            return UserError(message + "the image's EXIF tag turns it, and the mask was drawn on "
-                             "the unturned one: turn the mask too, or save the image without EXIF")
-    return UserError(message + "export the mask again at the image's size")
-
-
 def show_values(values):
-    """Return a short text for sorted label values: a range, or the first few."""
-    values = [int(v) for v in values]
-    if len(values) > 2 and values == list(range(values[0], values[-1] + 1)):
+    """Return a short text for sorted values, ids or colours: a range, or the first few."""
+    values = [v if isinstance(v, tuple) else int(v) for v in values]
+    if len(values) > 2 and set(map(type, values)) == {int} \
+            and values == list(range(values[0], values[-1] + 1)):
         return f"{values[0]} to {values[-1]}"
     more = f", ... ({len(values)} values)" if len(values) > _VALUES_SHOWN else ""
     return ", ".join(map(str, values[:_VALUES_SHOWN])) + more

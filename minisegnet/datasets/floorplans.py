@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.datasets import drawing
+from minisegnet.datasets.class_map import class_map_for, plain_map
 from minisegnet.datasets.palettes import FLOORPLAN_PALETTE
 from minisegnet.datasets.sample import Sample
 from minisegnet.imbalance.weighting import ClassStatistics
@@ -87,17 +88,17 @@ class FloorPlans:
       but keep their room's label, so that an outline alone does not give a fixture away.
 
     `wall` is the thickness of walls in px. The same arguments and index give the same bytes;
-    train, val and test never share a plan. Raises ValueError if a dial cannot be met.
+    train, val and test never share a plan. `classes`, a `ClassMap` or the path of one, may leave
+    classes out or reorder them. Raises ValueError if a dial cannot be met.
     """
 
     class_names = CLASS_NAMES
     num_classes = len(CLASS_NAMES)
     palette = FLOORPLAN_PALETTE
-    mask_values = tuple(range(num_classes))
 
     def __init__(self, split="train", *, length=None, size=(128, 160), seed=0,
                  background_share=0.72, fixture_size=12, rare_image_share=0.04, rare_share=None,
-                 furniture=2.0, wall=6, ignore_index=255):
+                 furniture=2.0, wall=6, ignore_index=None, classes=None):
         if split not in _SIZES:
             raise ValueError(f"split {split!r} is not one of {', '.join(_SIZES)}")
         if min(size) < 64:
@@ -111,7 +112,11 @@ class FloorPlans:
         self.split, self.size, self.seed = split, tuple(size), seed
         self.background_share, self.fixture_size = background_share, fixture_size
         self.rare_image_share, self.furniture, self.wall = rare_image_share, furniture, wall
-        self.ignore_index = self.void = ignore_index
+        self.class_map = class_map_for(None, classes, ignore_index=ignore_index) or plain_map(
+            CLASS_NAMES, palette=FLOORPLAN_PALETTE, ignore_index=ignore_index)
+        self.class_names, self.num_classes = self.class_map.names, self.class_map.num_classes
+        self.palette, self.ignore_index = self.class_map.palette, self.class_map.ignore_index
+        self.mask_values, self.void = self.class_map.values, self.class_map.void
         self._length = _SIZES[split] if length is None else length
         self._copies = {kind: self._copies_of(kind, rare_share) for kind in _FIXTURES}
         self._cache = {}
@@ -144,13 +149,14 @@ class FloorPlans:
                 split, k = ("train", k) if k < _SIZES["train"] else ("val", k - _SIZES["train"])
             rng = np.random.default_rng([self.seed, _SPLITS[split], k])
             image, mask = self._draw(rng)
+            mask = self.class_map.to_ids(mask, f"plan {index}")
             image.setflags(write=False)
             mask.setflags(write=False)
             self._cache[index] = Sample(image, mask, f"{split}_{k:04d}")
         return self._cache[index]
 
     def check(self, num_workers=0):
-        """Return the `ClassStatistics` of all plans; nothing in them can be wrong."""
+        """Return the `ClassStatistics` of all plans; only a class map can be wrong."""
         self.sizes = {self.size}
         masks = (self[i].mask for i in range(len(self)))
         return ClassStatistics.from_masks(masks, self.num_classes, self.ignore_index)

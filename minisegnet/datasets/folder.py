@@ -1,23 +1,13 @@
 """Your own pictures: a folder of images and a folder of masks, matched by file name."""
 
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
-from minisegnet.datasets.files import (
-    PairedFiles,
-    list_files,
-    pair_by_stem,
-    parts_of,
-    read_mask,
-    read_text,
-    refuse_binary_values,
-    refuse_ignore_index,
-    show_values,
-)
-from minisegnet.datasets.palettes import palette_for
+from minisegnet.datasets.class_map import checked_ignore_index, class_map_for, plain_map
+from minisegnet.datasets.files import list_files, pair_by_stem, parts_of, read_mask, show_values
+from minisegnet.datasets.paired_files import PairedFiles, refuse_binary_values
 from minisegnet.datasets.sample import labels_in
 from minisegnet.errors import UserError
 
@@ -28,37 +18,47 @@ class Folder(PairedFiles):
     """`root/<split>/images` with `root/<split>/masks`, or `root/images` with `root/masks`.
 
     Without split folders a share `val_share` of the pictures, drawn by `seed`, becomes val and
-    the rest train; trainval is train and val together. Masks are one-channel PNGs of class ids
-    from 0, 255 for ignored pixels.
+    the rest train; trainval is train and val together.
 
-    `root/classes.txt` names the classes, one a line, in the order of their ids; a line may begin
-    with the value that stands for the class in the masks ("255 object"). Without it, the largest
-    id in any mask sets the number of classes. Raises UserError where something does not fit.
+    The classes are given, or declared in the folder, as `class_map_for` reads them. If nothing
+    declares them, masks are one-channel PNGs of class ids from 0, the largest id in any mask sets
+    the number of classes, and `ignore_index` (default 255) is ignored. Raises UserError where
+    something does not fit.
     """
 
-    def __init__(self, root, split="train", *, ignore_index=255, val_share=0.2, seed=0):
-        root = Path(root)
-        refuse_ignore_index(ignore_index)
-        if not root.is_dir():
-            raise UserError(f"there is no folder {root}; check the path given to --data")
-        if (root / "images").is_dir():
-            pairs = pair_by_stem(root / "images", root / "masks")
-            pairs = _drawn_split(pairs, split, val_share, seed, root)
-        else:
-            pairs = []
-            for part in parts_of(split):
-                if not (root / part).is_dir():
-                    raise UserError(
-                        f"{root} has neither images/ and masks/ nor {part}/images and "
-                        f"{part}/masks; arrange it in one of these ways, or give another --layout"
-                    )
-                pairs += pair_by_stem(root / part / "images", root / part / "masks")
-        if (root / "classes.txt").is_file():
-            names, values = read_classes(root / "classes.txt")
-        else:
-            names, values = _count_classes(root, ignore_index), None
-        palette = palette_for(len(names))
-        super().__init__(pairs, names, palette, ignore_index=ignore_index, values=values)
+    def __init__(self, root, split="train", *, ignore_index=None, val_share=0.2, seed=0,
+                 classes=None):
+        pairs = find_pairs(root, split, val_share=val_share, seed=seed)
+        class_map = declared_classes(root, classes, ignore_index=ignore_index)
+        if class_map is None:
+            ignore_index = checked_ignore_index(ignore_index)
+            class_map = plain_map(_count_classes(Path(root), ignore_index),
+                                  ignore_index=ignore_index)
+        super().__init__(pairs, class_map)
+
+
+def declared_classes(root, classes=None, *, ignore_index=None):
+    """Return the `ClassMap` that the masks of a folder should follow; None if there is none."""
+    return class_map_for(root, classes, ignore_index=ignore_index)
+
+
+def find_pairs(root, split, *, val_share=0.2, seed=0):
+    """Return [(image path, mask path)] of a split in the folder layout."""
+    root = Path(root)
+    if not root.is_dir():
+        raise UserError(f"there is no folder {root}; check the path given to --data")
+    if (root / "images").is_dir():
+        pairs = pair_by_stem(root / "images", root / "masks")
+        return _drawn_split(pairs, split, val_share, seed, root)
+    pairs = []
+    for part in parts_of(split):
+        if not (root / part).is_dir():
+            raise UserError(
+                f"{root} has neither images/ and masks/ nor {part}/images and "
+                f"{part}/masks; arrange it in one of these ways, or give another --layout"
+            )
+        pairs += pair_by_stem(root / part / "images", root / part / "masks")
+    return pairs
 
 
 def _drawn_split(pairs, split, val_share, seed, root):
@@ -74,25 +74,6 @@ def _drawn_split(pairs, split, val_share, seed, root):
     order = np.random.default_rng(seed).permutation(len(pairs))
     chosen = order[:count] if split == "val" else order[count:]
     return [pairs[i] for i in sorted(chosen)]
-
-
-def read_classes(path):
-    """Return the class names in the file `path` and their mask values (None: 0, 1, 2, ...)."""
-    lines = [line.strip() for line in read_text(path).splitlines()]
-    lines = [line for line in lines if line]
-    if not 2 <= len(lines) <= 255:
-        raise UserError(f"{path} names {len(lines)} classes; write 2 to 255, one a line")
-    if len(set(lines)) < len(lines):
-        raise UserError(f"{path} names a class twice; give each its own name")
-    numbered = [re.fullmatch(r"(\d+)\s+(.+)", line) for line in lines]
-    if not any(numbered):
-        return lines, None
-    if not all(numbered):
-        raise UserError(f"{path} gives mask values for some classes only; give all or none")
-    values = [int(match[1]) for match in numbered]
-    if max(values) > 255 or len(set(values)) < len(values):
-        raise UserError(f"{path} repeats a mask value or has one above 255; correct it")
-    return [match[2] for match in numbered], values
 
 
 def _count_classes(root, ignore_index):

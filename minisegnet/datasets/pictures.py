@@ -26,15 +26,17 @@ def find_pictures(inputs):
     return found
 
 
-def palette_picture(mask, mask_values, palette):
-    """Return class ids `mask` (H, W) as a Pillow picture of their `mask_values` (K,).
+def mask_picture(ids, class_map):
+    """Return class ids (H, W) as a Pillow picture of the values that they have in the masks.
 
-    The colours (K, 3) are its palette: any viewer shows them, and a program reads the values.
+    Where these are numbers, the classes' colours are its palette: any viewer shows them, and a
+    program reads the numbers. Where they are colours, it is RGB.
     """
-    colours = np.tile(np.array(VOID_COLOUR, np.uint8), (256, 1))
-    colours[mask_values] = palette
-    picture = Image.fromarray(np.array(mask_values, np.uint8)[mask])
-    picture.putpalette(colours.tobytes())
+    picture = Image.fromarray(class_map.to_values(ids))
+    if not class_map.is_rgb:
+        colours = np.tile(np.array(VOID_COLOUR, np.uint8), (256, 1))
+        colours[list(class_map.values)] = class_map.palette
+        picture.putpalette(colours.tobytes())
     return picture
 
 

@@ -5,9 +5,9 @@ Source: Everingham et al., "The Pascal visual object classes challenge" (2015).
 
 from pathlib import Path
 
-from minisegnet.datasets.files import PairedFiles, list_files, parts_of, read_text
-from minisegnet.datasets.folder import read_classes
-from minisegnet.datasets.palettes import palette_for
+from minisegnet.datasets.class_map import class_map_for, plain_map
+from minisegnet.datasets.files import list_files, parts_of, read_text
+from minisegnet.datasets.paired_files import PairedFiles
 from minisegnet.errors import UserError
 
 CLASS_NAMES = (
@@ -23,34 +23,42 @@ class VOC(PairedFiles):
 
     A list names its pictures by stem, one a line; masks are PNGs of class ids, 255 for ignored
     pixels. Without a trainval.txt, trainval is train.txt followed by val.txt. The 21 classes are
-    VOC's, unless a `root/classes.txt` lists others (see `read_classes`). `root` may also be the
-    folder above: VOCdevkit, or the one in which an archive was unpacked.
+    VOC's, unless others are given, or declared beside JPEGImages, as `class_map_for` reads them.
+    `root` may also be the folder above: VOCdevkit, or the one in which an archive was unpacked.
 
     Raises UserError for a list that is missing, empty or names a stem twice, a stem without
     image or mask, and what `PairedFiles` refuses.
     """
 
-    def __init__(self, root, split="train", *, ignore_index=255):
-        root = find_voc(root) or Path(root)
-        stems = _listed(root / "ImageSets" / "Segmentation", split)
-        images = list_files(root / "JPEGImages")
-        masks = list_files(root / "SegmentationClass", (".png",))
-        for stem, listed_in in stems.items():
-            if stem not in images:
-                raise UserError(f"{listed_in} lists {stem!r}, but there is no "
-                                f"{root / 'JPEGImages' / stem}.jpg; add it, or correct the list")
-            if stem not in masks:
-                cure = "add it, or take the line out"
-                if split == "test":
-                    cure = "VOC does not publish the masks of its test set: score on val"
-                raise UserError(f"{listed_in} lists {stem!r}, but there is no mask "
-                                f"{root / 'SegmentationClass' / stem}.png; {cure}")
-        names, values = CLASS_NAMES, None
-        if (root / "classes.txt").is_file():
-            names, values = read_classes(root / "classes.txt")
-        pairs = [(images[stem], masks[stem]) for stem in stems]
-        super().__init__(pairs, names, palette_for(len(names)), ignore_index=ignore_index,
-                         values=values, void=VOID)
+    def __init__(self, root, split="train", *, ignore_index=None, classes=None):
+        pairs = find_pairs(root, split)
+        super().__init__(pairs, declared_classes(root, classes, ignore_index=ignore_index))
+
+
+def declared_classes(root, classes=None, *, ignore_index=None):
+    """Return the `ClassMap` that the masks of the voc layout should follow."""
+    options = {"ignore_index": ignore_index, "void": VOID}
+    return class_map_for(find_voc(root) or root, classes, **options) or plain_map(
+        CLASS_NAMES, **options)
+
+
+def find_pairs(root, split):
+    """Return [(image path, mask path)] of a split in the voc layout, in the order of its list."""
+    root = find_voc(root) or Path(root)
+    stems = _listed(root / "ImageSets" / "Segmentation", split)
+    images = list_files(root / "JPEGImages")
+    masks = list_files(root / "SegmentationClass", (".png",))
+    for stem, listed_in in stems.items():
+        if stem not in images:
+            raise UserError(f"{listed_in} lists {stem!r}, but there is no "
+                            f"{root / 'JPEGImages' / stem}.jpg; add it, or correct the list")
+        if stem not in masks:
+            cure = "add it, or take the line out"
+            if split == "test":
+                cure = "VOC does not publish the masks of its test set: score on val"
+            raise UserError(f"{listed_in} lists {stem!r}, but there is no mask "
+                            f"{root / 'SegmentationClass' / stem}.png; {cure}")
+    return [(images[stem], masks[stem]) for stem in stems]
 
 
 def find_voc(root):

@@ -63,9 +63,9 @@ def save_checkpoint(path, model, *, optimizer=None, ema=None, meta):
 
     `meta` gains the model's name and number of classes. A run also puts there:
 
-    classes        {"names", "mask_values", "palette", "pixels", "void", "ignore_index"}: of each
-                   class its name, its value in the mask files, its colour and its pixels in the
-                   training set; and the value that means ignored, in the files and here
+    classes        {"names", "palette", "pixels", "ignore_index", "map"}: of each class its name,
+                   its colour and its pixels in the training set; the label that means ignored;
+                   and which values of the mask files they are, as `ClassMap.to_dict` has it
     image_size     [H, W] of a picture in training, in the epoch at hand
     original_size  [H, W] of the first training picture in its file
     config         the flags of the run

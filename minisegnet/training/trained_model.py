@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from minisegnet.datasets import open_dataset
+from minisegnet.datasets import ClassMap, open_dataset
 from minisegnet.errors import UserError
 from minisegnet.training.checkpoint import load_model
 
@@ -62,21 +62,44 @@ def checkpoints_of(folder):
     return [found[key] for key in sorted(found, key=lambda key: key[0])]
 
 
-def open_data(data, layout, split, *, names, ignore_index, path):
+def open_data(data, layout, split, *, classes, path, given=None, own_data=True):
     """Return a split of the data set `data`; UserError unless it has the classes of a model.
 
-    These are `names`, of the checkpoint or run folder `path`.
+    `classes` is what the meta of checkpoint `path` says of them. Masks are read by the class map
+    `given` (a path); without one as in training, or, if these are not its data, as they declare.
     """
-    dataset = open_dataset(data, layout, split, ignore_index=ignore_index)
-    refuse_other_classes(dataset.class_names, data, names, path)
+    if given is None and own_data and ("map" in classes or "mask_values" in classes):
+        given = class_map_of(classes, path)
+    dataset = open_dataset(data, layout, split, classes=given,
+                           ignore_index=classes["ignore_index"])
+    cure = "" if own_data else "; --classes FILE says which classes its masks hold"
+    refuse_other_classes(dataset.class_names, data, classes["names"], path, cure)
     return dataset
 
 
-def refuse_other_classes(names, where, expected, path):
+def class_map_of(classes, path):
+    """Return the `ClassMap` of a training, told what the meta of checkpoint `path` says of it.
+
+    Raises UserError if that makes no sense. Checkpoints of earlier versions had no map, but the
+    value of each class and that of void.
+    """
+    try:
+        if "map" in classes:
+            return ClassMap.from_dict(classes["map"])
+        void = classes.get("void")
+        return ClassMap(classes["names"], classes["mask_values"], classes["palette"],
+                        {} if void is None else {void: "void"}, classes.get("ignore_index"))
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"{path} does not say what its classes are, which runs of this version "
+                        f"save ({error}); train again") from error
+
+
+def refuse_other_classes(names, where, expected, path, cure=""):
     """Raise UserError unless the classes of `where` are those of the checkpoint `path`."""
     names, expected = list(names), list(expected)
     if names != expected:
         first = next((f"class {c} is {a!r} there and {b!r} here" for c, (a, b) in
                       enumerate(zip(names, expected)) if a != b), "the first ones agree")
         raise UserError(f"{where} has {len(names)} classes and {path} has {len(expected)}, not "
-                        f"the same by name ({first}); both need the same classes in one order")
+                        f"the same by name ({first}); both need the same classes in one "
+                        f"order{cure}")
