@@ -48,11 +48,11 @@ def probe(weight=SQRT, pixels=PIXELS):
 
 
 def confusion(recall=(0.98, 0.9, 0.85, 0.7, 0.6, 0.5), pixels=PIXELS // 4):
-    """What is missed of a class goes to its neighbour in the list."""
+    """What is missed of a class is called ground, what is missed of ground wall."""
     matrix = np.zeros((len(pixels), len(pixels)), int)
     for c, (n, r) in enumerate(zip(pixels, recall)):
         matrix[c, c] = round(n * r)
-        matrix[c, c - 1] += n - matrix[c, c]
+        matrix[c, 0 if c else 1] += n - matrix[c, c]
     return matrix
 
 

@@ -183,11 +183,23 @@ def test_the_report_says_everything_and_fits_a_terminal(fault):
     json.dumps(as_dictionary(evidence))
 
 
+def test_a_class_that_only_validation_has_is_remarked_upon_and_no_fault():
+    matrix = confusion((0.98, 0.9, 0.85, 0.7, 0.6, 0.0))
+    matrix[:, 4] += matrix[:, 5]
+    matrix[:, 5] = 0
+    evidence = with_outcome(matrix, start=start(train={"pixels": [*PIXELS[:5].tolist(), 0]}))
+    assert diagnose(evidence) == []
+    text = " ".join(" ".join(report_lines(evidence)).split())
+    assert "No training pixel is sink" in text and "training pixel is" not in " ".join(
+        report_lines(healthy()))
+
+
 def test_a_cause_hides_the_symptoms_that_follow_from_it():
     slow = FAULTS["lr-too-high"]()
     assert [f.fault for f in diagnose(slow)] == ["lr-too-high"]  # not collapse as well
     nan = healthy(steps=slow.steps, failures=FURTHER["not-finite"]().failures)
     assert [f.fault for f in diagnose(nan)] == ["lr-too-high"]
+    assert "at step 17, first in aspp.project (forward)" in diagnose(nan)[0].evidence
 
 
 def test_a_contradiction_stands_above_what_statistics_say():

@@ -106,6 +106,7 @@ def test_validation_that_declares_other_classes():
 @pytest.mark.parametrize("order, first", [
     ((1, 2, 3, 4, 5, 0), "shifted-labels"), ((5, 0, 1, 2, 3, 4), "shifted-labels"),
     ((2, 5, 1, 0, 4, 3), "other-validation-classes"),
+    ((0, 4, 1, 5, 2, 3), "other-validation-classes"),  # background is the first in both lists
     ((1, 2, 3, 4, 5, 5), "shifted-labels"),
 ])
 def test_without_files_the_confusion_matrix_tells_other_names(order, first):
@@ -136,13 +137,20 @@ def test_a_small_weight_is_not_nothing_and_few_pixels_prove_nothing():
 
 
 @pytest.mark.parametrize("invented, found", [
-    ([], False), ([[VOID, 4000]], False), ([[2, 3]], False), ([[2, 30]], True),
+    ([], False), ([[VOID, 4000]], False), ([[2, 1]], True), ([[2, 30]], True),
     ([[9, 30]], True),  # of no class at all
 ])
 def test_labels_invented_by_a_transform(invented, found):
     evidence = healthy(start=start(transform={
         "train": None, "val": {"samples": 16, "invented": invented, "lost": [[4, 9]]}}))
     assert faults(evidence) == ["interpolated-masks"] * found
+
+
+def test_labels_invented_where_every_mask_holds_them_already():
+    record = alignment()
+    record["transform"]["invented"] = 12
+    finding, = diagnose(healthy(start=start(alignment=record)))
+    assert finding.fault == "interpolated-masks" and "12 pixels" in finding.evidence
 
 
 def absent(pull, predicted=0.0):
@@ -167,7 +175,7 @@ def test_an_absent_class_does_no_harm_until_something_asks_for_it():
 
 @pytest.mark.parametrize("weight, recall, pixels, expected", [
     (1, (1, 0.95, 0.8, 0.0, 0.0, 0.0), PIXELS, ["unweighted-loss"]),
-    (1, (1, 0.95, 0.8, 0.5, 0.3, 0.0), PIXELS, []),  # one class may just be hard
+    (1, (1, 0.95, 0.8, 0.5, 0.4, 0.0), PIXELS, []),  # one class may just be hard
     (1, (1, 0.95, 0.8, 0.0, 0.0, 0.0), np.full(K, 9000), []),  # nothing dominates
     (3, (1, 0.95, 0.8, 0.0, 0.0, 0.0), PIXELS, []),  # weighted
     (1, (0.0, 0.0, 0.8, 0.0, 0.9, 0.0), PIXELS, []),  # it is not the frequent ones that are found
@@ -196,6 +204,21 @@ def test_large_weights_that_do_no_harm_are_nobodys_business():
 def test_a_loss_of_overlaps_that_learns_is_no_fault():
     dice = {**probe(1 / PIXELS), "loss_uniform": 0.8, "gradient_uniform": 0.8}
     assert faults(healthy(start=start(probe=dice))) == []
+    missed = confusion((1, 0.95, 0.8, 0.7, 0.0, 0.0))
+    for losses, expected in (([0.8, 0.6, 0.45, 0.41, 0.40, 0.40], ["dice-alone"]),
+                             ([0.8, 0.7, 0.60, 0.50, 0.43, 0.40], []),  # it still falls
+                             ([0.8], ["dice-alone"])):
+        evidence = with_outcome(missed, losses, start=start(probe=dice))
+        assert faults(evidence) == expected, losses
+
+
+def test_a_bounded_loss_with_a_full_gradient_is_not_one_of_overlaps():
+    missed = confusion((1, 0.95, 0.8, 0.7, 0.0, 0.0))
+    for changes in ({"loss_uniform": 0.8, "gradient_uniform": 4 * 1.2},  # focal, scaled down
+                    {"loss_uniform": 2.4, "gradient_uniform": 4 * 0.2}):  # not bounded by 1
+        evidence = with_outcome(missed, [0.6] * 6,
+                                start=start(probe={**probe(1 / PIXELS), **changes}))
+        assert "dice-alone" not in faults(evidence)
 
 
 # ---------------------------------------------------------------- optimizers
@@ -207,6 +230,8 @@ def test_a_loss_of_overlaps_that_learns_is_no_fault():
     {"ratio": 0.02, "per_lr": (0.03, 0.014), "cosine": (0.95, 0.996), "norms": (2.3, 0.4)},
     {"ratio": (0.17, 0.001), "per_lr": (23, 2.8), "cosine": (0.97, 0.995), "norms": (2.3, 0.6)},
     {"ratio": (0.02, 0.02), "per_lr": 0.2, "cosine": 0.2, "norms": (1.0, 30.0)},  # noisy
+    {"ratio": 0.01, "per_lr": 0.05, "cosine": 0.9995},  # steady
+    {"ratio": 0.01, "per_lr": 20.0, "cosine": 0.9},  # large, and turning
 ])
 def test_updates_of_healthy_runs(course):
     assert faults(healthy(steps=steps(**course))) == []
@@ -231,6 +256,8 @@ def test_small_steps_that_get_somewhere_are_fine_tuning():
     assert faults(healthy(steps=small)) == []
     standing = [{"epoch": i, "train_loss": 1.8 - 0.001 * i} for i in range(1, 7)]
     assert faults(healthy(steps=small, log=standing)) == ["lr-too-low"]
+    tuned = [{"epoch": i, "train_loss": 0.9 - 0.001 * i} for i in range(1, 7)]
+    assert faults(healthy(steps=small, log=tuned)) == []  # it began with trained weights
     assert faults(healthy(log=standing)) == []  # it moves, and does not learn: another matter
 
 
@@ -262,6 +289,14 @@ def test_a_flip_of_some_pictures_and_pictures_that_cannot_tell():
     for blurred in ({"pictures": 2}, alignment(0.53, prefer=(0.0, 0.0, 0.0), z=1.0),
                     {"pictures": 32}):
         assert faults(healthy(start=start(alignment=blurred))) == []
+
+
+def test_the_words_on_the_fit_are_those_of_the_stage_that_was_measured():
+    flipped = alignment(0.55, mirrored=0.87, prefer=(0.02, 0.93, 0.0))
+    few = {**flipped, "pictures": 2}
+    for record, words in ((flipped, "pictures in training"), (few, "pictures as read")):
+        finding, = diagnose(healthy(start=start(alignment=record)))
+        assert words in finding.evidence and "93 % mirrored" in finding.evidence
 
 
 @pytest.mark.parametrize("empty, found", [(0, False), (1, False), (8, True), (60, True)])

@@ -7,7 +7,7 @@ from minisegnet.diagnosis.finding import (
     CONTRADICTION,
     EXACT,
     LIKELY,
-    STRONG,
+    SYMPTOM,
     Finding,
     look_at_data,
     names_of,
@@ -18,15 +18,12 @@ from minisegnet.diagnosis.finding import (
 from minisegnet.diagnosis.label_path import label_path_of, told
 from minisegnet.metrics import divide
 
-# Pixels that a transform may make of nothing before it counts: one is enough, were it not for
-# a mask that is itself on the edge of what its sample showed.
-INVENTED = 5
 # A class with so many pixels in the probed batch has a gradient unless the loss passes it over.
 ENOUGH_PIXELS = 10
 # Share of the training pixels from which a class must turn up in the batches of an epoch.
 MANY_PIXELS = 0.01
-# Pull of classes that no training pixel has, relative to the whole gradient at the start. Label
-# smoothing 0.1 of equal weights gives 0.1/K or so; here the wish is a force of its own.
+# Pull of a class that no training pixel has, relative to the whole gradient at the start. Label
+# smoothing 0.1 of equal weights gives 0.05 / K; here it is a force of its own.
 ABSENT_PULL = 0.05
 # Share of the predictions that may go to classes that no training pixel has.
 ABSENT_PREDICTED = 0.01
@@ -232,22 +229,30 @@ def _invented(evidence):
         found = [(label, pixels) for label, pixels in
                  find(evidence.start, "transform", split, "invented") or []
                  if label != evidence.ignore_index]
-        total = sum(pixels for _, pixels in found)
-        if total < INVENTED:
-            continue
-        samples = number(evidence.start, "transform", split, "samples")
-        labels = ", ".join(f"{_class_name(evidence, label)} ({int(pixels):,} px)"
-                           for label, pixels in sorted(found, key=lambda f: -f[1])[:4])
-        yield Finding(
-            "interpolated-masks", "label",
-            f"resizing or augmentation invents labels in the {name} masks",
-            f"in {samples:.0f} {name} masks, {int(total):,} pixels have a label after the "
-            f"transform that their mask did not hold before: {labels}",
-            "masks are resized with interpolation: between labels 2 and 6 lies 4, which is "
-            "another class and not a border; use nearest for masks",
-            train_again(evidence, "--augment", "none", "--sampler", "uniform", epochs=1),
-            EXACT)
-        return
+        # A picture of two halves, labelled 0 and 2; where most labels are in a mask already,
+        # those invented may hide among them.
+        halves = number(find(evidence.start, "alignment") if split == "train" else
+                        find(evidence.start, "alignment", "val"), "transform", "invented")
+        words = []
+        if found:
+            samples = number(evidence.start, "transform", split, "samples")
+            labels = ", ".join(f"{_class_name(evidence, label)} ({int(pixels):,} px)"
+                               for label, pixels in sorted(found, key=lambda f: -f[1])[:4])
+            words.append(f"in {samples:.0f} {name} masks, "
+                         f"{int(sum(pixels for _, pixels in found)):,} pixels have a label after "
+                         f"the transform that their mask did not hold before: {labels}")
+        if halves > 0:
+            words.append(f"of a test picture with the labels 0 and 2 alone, {halves:,.0f} pixels "
+                         f"come out with another label")
+        if words:
+            yield Finding(
+                "interpolated-masks", "label",
+                f"resizing or augmentation invents labels in the {name} masks", "; ".join(words),
+                "masks are resized with interpolation: between labels 2 and 6 lies 4, which is "
+                "another class and not a border; use nearest for masks",
+                train_again(evidence, "--augment", "none", "--sampler", "uniform", epochs=1),
+                EXACT)
+            return
 
 
 def _absent_classes(evidence):
@@ -257,7 +262,7 @@ def _absent_classes(evidence):
     if pixels is None or not (pixels == 0).any() or not pixels.any():
         return
     absent, words, score = pixels == 0, [], 0.0
-    if pull is not None and pull.shape == pixels.shape and pull[absent].sum() > ABSENT_PULL:
+    if pull is not None and pull.shape == pixels.shape and pull[absent].max() > ABSENT_PULL:
         words.append(f"at a nearly perfect prediction the loss still pulls "
                      f"{percent(pull[absent].sum())} of its first gradient towards them, and "
                      f"{percent(pull[~absent].sum())} towards all others")
@@ -265,7 +270,7 @@ def _absent_classes(evidence):
     predicted = _predicted_share(evidence)
     if predicted is not None and predicted[absent].sum() > ABSENT_PREDICTED:
         words.append(f"they take {percent(predicted[absent].sum())} of the predictions")
-        score = max(score + 0.05, STRONG)
+        score = EXACT + 0.05 if score else SYMPTOM + 0.1  # a poor model predicts anything
     if not words:
         return
     yield Finding(
@@ -311,8 +316,11 @@ def _other_names_for_the_same(evidence):
     moved = [c for c in range(K) if called[c] not in (-1, c)]
     right = [c for c in range(K) if called[c] == c]
     truth = matrix.sum(axis=1)
-    # A few rare classes that pass for others are a poor model: most of the pixels must have moved.
-    if len(moved) < 2 or truth[moved].sum() <= truth.sum() / 2:
+    # A few classes that pass for others are a poor model. Most of the pixels must have moved, or
+    # most of the classes: background is often the first in every list.
+    most_pixels = truth[moved].sum() > truth.sum() / 2
+    most_classes = len(moved) > max(len(right), 2) and 2 * len(moved) > np.count_nonzero(truth)
+    if len(moved) < 2 or not (most_pixels or most_classes):
         yield from _other_shares(evidence)
         return
     names = evidence.class_names

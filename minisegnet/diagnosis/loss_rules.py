@@ -24,10 +24,15 @@ from minisegnet.verdict import verdict
 # Largest over smallest weight that a pixel's class gives it, below which all weigh the same.
 # Unweighted cross-entropy and focal: exactly 1.
 EQUAL = 1.1
-# Pixels of the largest class over those of the median class from which it dominates.
+# Pixels of the largest class over those of a missed one from which it dominates that one.
 DOMINATES = 10
-# Best recall of all validations below which a class was never found.
-MISSED = 0.05
+# Best recall of all validations below which a class was never found. Rare classes of small runs
+# that do weigh them reach 0.25 and more.
+MISSED = 0.1
+# The same where equal weights and dominance say why: rare classes are seldom missed altogether.
+NEGLECTED = 0.3
+# Recall of the most frequent class where it is what the loss listens to.
+MOSTLY = 0.8
 # Share of the classes present that must be missed, since one may just be hard to see.
 MANY_MISSED = 0.2
 # Weight of a pixel over that of one of the most frequent class from which it is extreme ...
@@ -37,6 +42,8 @@ OVERDONE = 3
 # Gradient per loss at the uniform prediction, in units of cross-entropy's, below which a loss is
 # one of overlaps alone: dice, tversky and lovasz have 0.1 to 0.3 at 12 classes, focal has above 1.
 WEAK_PULL = 0.5
+# Last training loss over that a third of the run before, below which it still falls.
+FALLING = 0.85
 # Accuracy may be this much above that of the most frequent class alone and be no better than it.
 NO_BETTER = 0.01
 
@@ -91,33 +98,33 @@ def is_overlap_alone(evidence):
     return gradient / loss < WEAK_PULL * of_cross_entropy
 
 
-def _missed(evidence):
-    """Return classes (K,) bool that were in the masks of both sets and never found, or None."""
+def _missed(evidence, least=MISSED):
+    """Return classes (K,) bool in the masks of both sets that never reach a recall, or None."""
     recall, pixels = evidence.recall, evidence.train_pixels
     if recall is None or pixels is None:
         return None
-    return (np.nan_to_num(recall, nan=1.0) < MISSED) & (pixels > 0)
+    return (np.nan_to_num(recall, nan=1.0) < least) & (pixels > 0)
 
 
 def _unweighted(evidence, weight):
-    pixels, missed = evidence.train_pixels, _missed(evidence)
+    pixels, missed = evidence.train_pixels, _missed(evidence, NEGLECTED)
     if missed is None or np.nanmax(weight) > EQUAL * np.nanmin(weight):
         return
     present = (pixels > 0) & ~np.isnan(evidence.recall)
     largest = int(pixels.argmax())
-    imbalance = pixels[largest] / np.median(pixels[pixels > 0])
-    if (imbalance < DOMINATES or missed.sum() < max(1, MANY_MISSED * present.sum())
-            or missed[largest]):
+    missed &= pixels * DOMINATES <= pixels[largest]
+    if not missed.any() or missed.sum() < MANY_MISSED * present.sum() \
+            or evidence.recall[largest] < MOSTLY:
         return
     frequent = present & ~missed
     yield Finding(
         "unweighted-loss", "loss",
-        "every pixel counts the same, and the rare classes are never found",
+        "every pixel counts the same, and the rare classes are hardly ever found",
         f"a pixel's weight in the first gradient differs by a factor of "
         f"{np.nanmax(weight) / np.nanmin(weight):.2f} between classes, their pixels by "
         f"{pixels.max() / pixels[pixels > 0].min():,.0f}; {missed.sum()} of {present.sum()} "
-        f"classes never reach a recall of {MISSED:.0%} ({names_of(evidence, missed)}: together "
-        f"{percent(pixels[missed].sum() / pixels.sum())} of the training pixels), while "
+        f"classes never reach a recall of {percent(NEGLECTED)} ({names_of(evidence, missed)}: "
+        f"together {percent(pixels[missed].sum() / pixels.sum())} of the training pixels), while "
         f"{names_of(evidence, frequent)} "
         f"{'do' if frequent.sum() != 1 else 'does'}",
         "the loss has no class weights, or they do not reach it, so that nearly all of the "
@@ -161,7 +168,9 @@ def _stalled_overlap(evidence):
     if missed is None or not losses.size or not math.isfinite(losses[-1]):
         return
     present = (evidence.train_pixels > 0) & ~np.isnan(evidence.recall)
-    if missed.sum() < max(1, MANY_MISSED * present.sum()):
+    earlier = losses[-1 - max(1, len(losses) // 3)] if len(losses) > 1 else losses[-1]
+    if not missed.any() or missed.sum() < MANY_MISSED * present.sum() \
+            or losses[-1] < FALLING * earlier:
         return
     K = evidence.num_classes
     yield Finding(
@@ -169,7 +178,7 @@ def _stalled_overlap(evidence):
         f"at a uniform prediction the whole gradient is {first_gradient(evidence):.3g}, where "
         f"cross-entropy's is "
         f"{2 * (1 - 1 / K):.3g}; {missed.sum()} of {present.sum()} classes "
-        f"({names_of(evidence, missed)}) never reach a recall of {MISSED:.0%}, and as one of "
+        f"({names_of(evidence, missed)}) never reach a recall of {percent(MISSED)}, and as one of "
         f"{present.sum()} equals each keeps the loss {1 / present.sum():.3f} up: it is "
         f"{losses[-1]:.3f} after {len(losses)} epochs",
         "from a cold start such a loss has next to no gradient for a class that is not predicted "

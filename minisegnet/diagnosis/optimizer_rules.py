@@ -15,9 +15,9 @@ from minisegnet.diagnosis.finding import (
     train_again,
 )
 
-# Change of the weights in one step over their size. Trained well, the largest of a run is 0.02 to
-# 0.17; above this a step undoes what the steps before it did.
-LEAPS = 0.25
+# Change of the weights in one step over their size. Trained well, the largest of a run is 0.003 to
+# 0.2, the latter without warm-up; above this a step undoes what the steps before it did.
+LEAPS = 0.4
 # A loss that is so many times that of the uniform prediction is not learning but flung about.
 ABOVE_UNIFORM = 1.2
 # How far all steps of a run together can have moved the weights, relative to their size: below
@@ -25,11 +25,14 @@ ABOVE_UNIFORM = 1.2
 SHORT_PATH = 0.05
 # Last loss over the first from which it has hardly fallen.
 HARDLY_FALLEN = 0.9
-# Cosine between consecutive updates from which they point the same way for a hundred steps.
-SAME_WAY = 0.99
-# Size of an update over the learning rate: of optimizers that divide the gradient by its size,
-# about 1, and up to 10 in RMSprop's first steps or with a momentum of 0.9.
-MANY_TIMES = 12
+# First loss over that of the uniform prediction below which a run began with trained weights.
+BEGAN_TRAINED = 0.75
+# Cosine between consecutive updates from which they point the same way for 200 steps. A momentum
+# of 0.9 shows 0.9 to 0.993, one of 0.999 above 0.998.
+SAME_WAY = 0.995
+# Size of an update over the learning rate, once the first steps are over: of optimizers that
+# divide the gradient by its size 0.05 to 4 with a momentum of 0.9, 15 to 30 with 0.999.
+MANY_TIMES = 8
 # The same over the gradient's norm, relative to the first step: what momentum has piled up where
 # the gradient is not divided by its size. A momentum of 0.9 comes to 10.
 PILED_UP = 40
@@ -38,7 +41,7 @@ STILL_ARRAYS = 5
 # Sampled steps that a statement on their course takes.
 FEW_STEPS = 4
 # A relative change at which the weights move well, to propose a learning rate by.
-GOOD_RATIO = 0.02
+GOOD_RATIO = 0.01
 
 
 def optimizer_findings(evidence):
@@ -75,7 +78,7 @@ def _runaway(evidence):
     yield Finding(
         "runaway-momentum", "optimizer", "momentum carries the weights on, whatever the gradient",
         f"in the second half of the run consecutive updates have a cosine of {cosine:.4f} "
-        f"(median), so that each lasts for some {1 / max(1 - cosine, 1e-4):,.0f} steps, and "
+        f"(median), so that each lasts for {1 / max(1 - cosine, 1e-3):,.0f} steps or more, and "
         f"{size}; {_loss_in_words(evidence)}",
         "a momentum near 1 adds up the updates of many hundred steps; with RMSprop's large first "
         "steps 0.999 is a known way to NaN", train_again(evidence, "--optimizer", "adamw"),
@@ -96,8 +99,8 @@ def _too_high(evidence):
     score = EXACT - 0.05 if flung or failed else LIKELY + 0.1
     yield Finding(
         "lr-too-high", "optimizer", "steps so large that they undo each other",
-        f"one step changed the weights by up to {100 * ratio.max():.3g} % of their size (median "
-        f"{100 * np.median(ratio):.3g} %), where 0.1 to 10 % is usual; {_loss_in_words(evidence)}",
+        f"one step changed the weights by up to {_relative(ratio.max())} (median "
+        f"{_relative(np.median(ratio))}), where 0.1 to 10 % is usual; {_loss_in_words(evidence)}",
         "the learning rate is too high, by a factor of ten or more",
         train_again(evidence, *_better_rate(evidence)), score)
 
@@ -106,8 +109,8 @@ def _too_low(evidence):
     path, losses = _path(evidence), _course(evidence)
     if path is None or path >= SHORT_PATH or len(losses) < 2:
         return
-    fallen = losses[-1] / losses[0]
-    if not fallen > HARDLY_FALLEN:
+    uniform = number(evidence.start, "probe", "loss_uniform")
+    if losses[-1] <= HARDLY_FALLEN * losses[0] or losses[0] < BEGAN_TRAINED * uniform:
         return
     ratio = evidence.of_steps("update_ratio")
     yield Finding(
@@ -115,7 +118,7 @@ def _too_low(evidence):
         f"one step changed the weights by {100 * np.median(ratio):.2g} % of their size (median), "
         f"and all {evidence.steps_done} steps together by at most {100 * path:.2g} %, even if all "
         f"went the same way; the loss went from {losses[0]:.4g} to {losses[-1]:.4g}",
-        "the learning rate is too low, by a factor of a hundred or more",
+        "the learning rate is too low, by a factor of ten or more",
         train_again(evidence, *_better_rate(evidence)), EXACT - 0.05)
 
 
@@ -137,9 +140,14 @@ def _better_rate(evidence):
     top = ratio.max() if ratio.size else 0
     if not rate.size or not top > 0:
         return "--lr", "1e-3"
-    better = max(rate.max() * np.clip(GOOD_RATIO / top, 1e-4, 1e4), 1e-8)
+    better = max(rate.max() * min(GOOD_RATIO / top, 1e4), 1e-8)
     flags = "--lr", f"{float(f'{better:.0e}'):g}"
     return flags if evidence.config.get("min_lr", 0) < better / 2 else (*flags, "--min-lr", 0)
+
+
+def _relative(ratio):
+    """Return a change of the weights, relative to their size, in words."""
+    return f"{100 * ratio:.3g} % of their size" if ratio < 10 else f"{ratio:.2g} times their size"
 
 
 def _loss_in_words(evidence):
@@ -148,7 +156,16 @@ def _loss_in_words(evidence):
         return "there is no loss to go by"
     words = f"the loss began at {losses[0]:.3g}, was {losses.max():.3g} at its worst and " \
             f"{losses[-1]:.3g} in the end"
-    return words + (f" (uniform prediction: {uniform:.3g})" if np.isfinite(uniform) else "")
+    words += f" (uniform prediction: {uniform:.3g})" if np.isfinite(uniform) else ""
+    return words + (f"; {_failure_in_words(evidence)}" if evidence.failures else "")
+
+
+def _failure_in_words(evidence):
+    record = evidence.failures[-1]
+    tensor, direction = find(record, "tensor"), find(record, "direction")
+    where = f", first in {tensor} ({direction})" if tensor else ""
+    return (f"the {find(record, 'what') or 'loss'} became NaN or infinite at step "
+            f"{number(record, 'step'):.0f}{where}")
 
 
 # ---------------------------------------------------------------- what never moves
@@ -218,15 +235,13 @@ def _batch_norm_still(evidence, frozen):
 def _not_finite(evidence):
     if not evidence.failures:
         return
-    record = evidence.failures[-1]
-    tensor, direction = find(record, "tensor"), find(record, "direction")
-    where = f"; first in {tensor} ({direction})" if tensor else ""
     norms = evidence.of_steps("gradient_norm")
     course = f"; gradient norms before: {listed([f'{norm:.3g}' for norm in norms[-4:]])}" \
         if norms.size else ""
     yield Finding(
-        "not-finite", "optimizer", f"the {find(record, 'what') or 'loss'} became NaN or infinite",
-        f"step {number(record, 'step'):.0f}{where}{course}",
+        "not-finite", "optimizer",
+        f"the {find(evidence.failures[-1], 'what') or 'loss'} became NaN or infinite",
+        f"{_failure_in_words(evidence)}{course}",
         "what follows from a number that is not finite is none either, so the first tensor "
         "counts: in forward, weights or input grew too large; in backward, a gradient; in the "
         "optimizer, its rate or its momentum",

@@ -17,6 +17,8 @@ import math
 
 import numpy as np
 
+from minisegnet.parallel import parallel_map
+
 POSES = ("as_is", "mirrored", "upside_down", "turned")
 
 LEAST_PICTURES = 6  # fewer say nothing
@@ -25,8 +27,8 @@ STANDARD_ERRORS = 5  # that a mean must lie above chance
 FEW = 0.15  # share of the pictures that may come out wrong without being a finding
 RANKS = 4096
 BLOCK = 64  # masks compared at a time
-REACH = 10  # px that a mask is moved to and fro
-_SHIFT_GAIN, _SHIFT_LEAST = 0.05, 2  # rank, px
+MOVED, REACH = 16, 10  # pictures whose masks are moved to and fro, and px each way
+SHIFT_LEAST, SHIFT_GAIN = 2, 0.05  # px, rank
 
 
 def measure(images, masks, ignore_index=255):
@@ -40,15 +42,19 @@ def measure(images, masks, ignore_index=255):
     z_best            the same for the best pose of the own mask, against the best of another's
     prefer_<pose>     share of the pictures whose own mask fits best in this pose, and clearly: two
                       spreads above other masks, one above the next pose
+    shift             [down, right]: how far to move the masks, all alike and at most `REACH` px
+                      each way, to make them fit best
+    shift_gain, z_shift          by how much better they fit there, and by how many standard errors
 
-    Only "pictures" is not None where there are fewer than `LEAST_PICTURES`.
+    Only "pictures" is not None where there are fewer than `LEAST_PICTURES`. The shift is measured
+    on some of them.
     """
     table = fit_table(images, masks, ignore_index)  # (N, N, 4)
     own, chance, chance_of_best, spread = _against_chance(table, np.arange(len(table)))
     n = len(own)
     if n < LEAST_PICTURES:
         keys = (*POSES, "other_mask", "spread", "z_as_is", "z_best",
-                *(f"prefer_{pose}" for pose in POSES))
+                *(f"prefer_{pose}" for pose in POSES), "shift", "shift_gain", "z_shift")
         return {"pictures": n, **dict.fromkeys(keys)}
     ordered = np.sort(own, axis=1)
     clear = (ordered[:, -1] - chance > 2 * spread) & (ordered[:, -1] - ordered[:, -2] > spread)
@@ -60,6 +66,7 @@ def measure(images, masks, ignore_index=255):
         "z_as_is": standard_errors(own[:, 0] - chance),
         "z_best": standard_errors(ordered[:, -1] - chance_of_best),
         **{f"prefer_{pose}": float((best == k).mean()) for k, pose in enumerate(POSES)},
+        **_measure_shift(images, masks, ignore_index),
     }
 
 
@@ -86,33 +93,13 @@ def find_partners(images, masks, ignore_index=255, every=1):
     return found
 
 
-def measure_shift(images, masks, ignore_index=255):
-    """Return {"shift": [down, right], "shift_gain", "z_shift"} of the masks.
-
-    Moved by `shift` px, at most `REACH` each way and the same for all, they fit best: by
-    `shift_gain` better than unmoved, which is `z_shift` standard errors. [0, 0] if there is
-    nothing to see.
-    """
-    fit = [_fit_of_shifts(*one) for one in zip(images, masks, _in_sight(masks, ignore_index),
-                                               _labelled(masks, ignore_index))]
-    fit = np.array([each for each in fit if not np.isnan(each).any()])  # (n, 2 R + 1, 2 R + 1)
-    if len(fit) < LEAST_PICTURES:
-        return {"shift": [0, 0], "shift_gain": 0.0, "z_shift": 0.0}
-    mean = fit.mean(axis=0)
-    down, right = np.unravel_index(mean.argmax(), mean.shape)
-    gain = fit[:, down, right] - fit[:, REACH, REACH]
-    return {"shift": [int(down) - REACH, int(right) - REACH],
-            "shift_gain": float(gain.mean()), "z_shift": standard_errors(gain)}
-
-
 def judge(measurement):
     """Return what the numbers say of the pairs, in a word or two.
 
     "fits", "mirrored" or "upside down" (all pictures, or some), "shifted", "shuffled", or "cannot
     tell". `measurement` is from `measure`: of the batches as they are delivered, and within it,
-    where they were taken, "as_read" (`measure`, `measure_shift` and, where they do not fit,
-    `find_partners` of the pairs before any augmentation) and "transform"
-    (`check_transform` in training/pair_inspection.py).
+    where they were taken, "as_read" (`measure` and, where they are `in_doubt`, `find_partners` of
+    the pairs before any augmentation) and "transform" (training/pair_inspection.py).
 
     Crops hide a picture that was mirrored before them, so that each stage is asked for itself: the
     transform, what was read, what was delivered. A word against the pairs needs evidence of its
@@ -139,10 +126,7 @@ def judge(measurement):
             and 2 * measurement.get("pictures", 0) >= max(read["pictures"], 2 * LEAST_PICTURES)
             and measurement["prefer_as_is"] <= FEW):
         return "shuffled"
-    if (max(map(abs, read.get("shift", [0]))) >= _SHIFT_LEAST
-            and read["shift_gain"] >= _SHIFT_GAIN and read["z_shift"] >= STANDARD_ERRORS):
-        return "shifted"
-    return "fits"
+    return "shifted" if _shifted(read) or _shifted(measurement) else "fits"
 
 
 def in_doubt(as_read):
@@ -164,6 +148,14 @@ def _pose(measurement):
     return "fits" if measurement["z_as_is"] >= STANDARD_ERRORS else "cannot tell"
 
 
+def _shifted(measurement):
+    """Return whether all masks fit clearly better elsewhere."""
+    return (measurement.get("pictures", 0) >= LEAST_PICTURES
+            and max(map(abs, measurement["shift"])) >= SHIFT_LEAST
+            and measurement["shift_gain"] >= SHIFT_GAIN
+            and measurement["z_shift"] >= STANDARD_ERRORS)
+
+
 def standard_errors(differences):
     """Return the mean of `differences` (n,) over its standard error; 0 where all are 0."""
     error = float(np.std(differences, ddof=1)) / math.sqrt(len(differences))
@@ -183,12 +175,16 @@ def fit_table(images, masks, ignore_index=255, pictures=None):
     rank = np.stack([_ranks(_steps(image), seen) for image, seen in zip(images[pictures], sight)])
     sight = sight.astype(np.float32)
     table = np.full((len(pictures), len(masks), len(POSES)), np.nan, np.float32)
-    for start in range(0, len(masks), BLOCK):
+
+    def compare(start, k):
         block = slice(start, start + BLOCK)
-        for k, posed in enumerate(_poses(masks[block])):
-            borders = _borders(posed, _labelled(posed, ignore_index)).astype(np.float32).T
-            count = sight @ borders  # (n, BLOCK)
-            np.divide(rank @ borders, count, out=table[:, block, k], where=count >= LEAST_BORDER)
+        posed = _poses(masks[block])[k]
+        borders = _borders(posed, _labelled(posed, ignore_index)).astype(np.float32).T
+        count = sight @ borders  # (n, BLOCK)
+        np.divide(rank @ borders, count, out=table[:, block, k], where=count >= LEAST_BORDER)
+
+    parallel_map(lambda place: compare(*place),
+                 [(start, k) for start in range(0, len(masks), BLOCK) for k in range(len(POSES))])
     return table
 
 
@@ -262,6 +258,22 @@ def _against_chance(table, own_column):
     chance = np.nanmean(table, axis=(1, 2))
     best = np.nanmean(table.max(axis=2), axis=1)  # nan where a pose is
     return own, chance, best, float(np.nanstd(table - chance[:, None, None]))
+
+
+def _measure_shift(images, masks, ignore_index):
+    """Return {"shift", "shift_gain", "z_shift"} as `measure` has them, [0, 0] if there is none."""
+    few = slice(None, None, max(1, len(masks) // MOVED))
+    images, masks = images[few], masks[few]
+    fit = [_fit_of_shifts(*one) for one in zip(images, masks, _in_sight(masks, ignore_index),
+                                               _labelled(masks, ignore_index))]
+    fit = np.array([each for each in fit if not np.isnan(each).any()])  # (n, 2 R + 1, 2 R + 1)
+    if len(fit) < LEAST_PICTURES:
+        return {"shift": [0, 0], "shift_gain": 0.0, "z_shift": 0.0}
+    mean = fit.mean(axis=0)
+    down, right = np.unravel_index(mean.argmax(), mean.shape)
+    gain = fit[:, down, right] - fit[:, REACH, REACH]
+    return {"shift": [int(down) - REACH, int(right) - REACH],
+            "shift_gain": float(gain.mean()), "z_shift": standard_errors(gain)}
 
 
 def _fit_of_shifts(image, mask, sight, labelled):

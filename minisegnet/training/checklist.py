@@ -8,7 +8,7 @@ from minisegnet.imbalance import alignment
 
 SPLITS = {"train": "training", "val": "validation"}
 PULLED = 0.02  # share of the first gradient that an absent class may pull with
-_STRAYED = 0.01  # share of the pixels of a value that may come out as another label
+_STRAYED = 0.1  # share of the pixels of a value that may come out as another label
 _NAMED = 4
 
 _OK, _BAD, _UNKNOWN = "[ok]", "[!]", "[?]"
@@ -138,38 +138,47 @@ def _input_fault(values):
     return "it is constant" if max(values["std"]) < 1e-3 else ""
 
 
+_VERDICTS = {
+    "fits": (_OK, "{} masks fit their pictures"),
+    "cannot tell": (_UNKNOWN, "whether {} masks fit their pictures cannot be told"),
+    "mirrored": (_BAD, "{} masks or pictures are mirrored, without the other"),
+    "upside down": (_BAD, "{} masks or pictures are upside down, without the other"),
+    "shifted": (_BAD, "{} masks and pictures are shifted against each other"),
+    "shuffled": (_BAD, "{} masks belong to other pictures"),
+}
+
+
 def _pairs(record):
     for split, name in SPLITS.items():
         found = record["alignment"] if split == "train" else record["alignment"]["val"]
         verdict, read = alignment.judge(found), found["as_read"]
+        mark, text = _VERDICTS[verdict]
         if read["pictures"] < alignment.LEAST_PICTURES:
-            yield _UNKNOWN, (f"whether {name} masks fit their pictures cannot be told: "
-                             f"{read['pictures']} have borders enough")
-            continue
-        mark = {"fits": _OK, "cannot tell": _UNKNOWN}.get(verdict, _BAD)
-        text = {"fits": f"{name} masks fit their pictures",
-                "cannot tell": f"whether {name} masks fit their pictures cannot be told",
-                "shifted": f"{name} masks and pictures are shifted against each other",
-                "shuffled": f"{name} masks belong to other pictures"}.get(
-                    verdict, f"{name} masks or pictures are {verdict}, without the other")
-        yield mark, (f"{text}: fit {read['as_is']:.2f}, mirrored {read['mirrored']:.2f}, upside "
-                     f"down {read['upside_down']:.2f}, of other masks {read['other_mask']:.2f}"
-                     f"{_pairs_detail(verdict, found)}")
+            fit = f"only {read['pictures']} have borders enough to see"
+        else:
+            fit = (f"fit {read['as_is']:.2f}, mirrored {read['mirrored']:.2f}, upside down "
+                   f"{read['upside_down']:.2f}, of other masks {read['other_mask']:.2f}")
+        yield mark, f"{text.format(name)}: {fit}{_pairs_detail(verdict, found)}"
 
 
 def _pairs_detail(verdict, found):
-    """Return the number that a verdict against pairs rests on."""
+    """Return the numbers that a verdict rests on beyond the fits."""
     read, transform = found["as_read"], found["transform"]
     if verdict == "shuffled" and read.get("partners"):
         return f"; {_percent(read['partners'])} of the pictures fit another mask better"
-    if verdict in ("mirrored", "upside down") and transform.get("draws"):
+    if verdict in ("mirrored", "upside down"):
         key = verdict.replace(" ", "_")
-        share = read[f"prefer_{key}"] + (read["prefer_turned"] if key == "upside_down" else 0)
-        by_transform = transform[key] > share
-        return (f"; so are {_percent(max(share, transform[key]))} of the pictures, "
-                + ("by the transform" if by_transform else "as read"))
-    if verdict == "shifted" and any(read["shift"]):
-        return f"; best {read['shift'][0]} px further down, {read['shift'][1]} px to the right"
+        poses = ("mirrored",) if verdict == "mirrored" else ("upside_down", "turned")
+        share = sum(read[f"prefer_{pose}"] or 0.0 for pose in poses)
+        by_transform = transform.get(key, 0.0)
+        if by_transform > share:
+            return f"; the transform does that to {_percent(by_transform)} of the pictures"
+        return f"; {_percent(share)} of the pictures are read so" if share else ""
+    if verdict == "shifted" and transform.get("kept", 1.0) < 1:
+        return f"; the transform keeps {_percent(transform['kept'])} of the pairs together"
+    if verdict == "shifted" or (verdict == "cannot tell" and (read["shift_gain"] or 0.0) > 0.1):
+        down, right = read["shift"] if any(read["shift"]) else found["shift"]
+        return f"; the masks fit best {down} px further down and {right} px to the right"
     return ""
 
 
@@ -200,8 +209,9 @@ def _loss(record):
         yield _BAD, (f"where all is right, the loss pulls towards classes that never occur "
                      f"({_names(record, absent)}) with {_percent(pull)} of its first gradient")
     most = int(share.argmax())
-    yield _OK, (f"loss {probe['loss_uniform']:.4g} where all classes are equally likely, at least "
-                f"{record['floor']:.4g}; {_percent(share[most])} of its first gradient from "
+    floor = f", never below {record['floor']:.4g}" if record["floor"] else ""
+    yield _OK, (f"first batches, all classes equally likely: loss {probe['loss_uniform']:.4g}"
+                f"{floor}; {_percent(share[most])} of its gradient from "
                 f"{record['class_names'][most]}, {_percent(pixels[most] / pixels.sum())} of the "
                 f"pixels")
 

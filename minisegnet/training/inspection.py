@@ -4,13 +4,15 @@ Nothing here reads a setting. What was asked for may not be what happens; and wh
 not know what was asked for.
 """
 
+from contextlib import closing
+
 import numpy as np
 
 from minisegnet.imbalance import alignment
 from minisegnet.imbalance.fingerprint import know_nothing, loss_floor
 from minisegnet.imbalance.gradient_ledger import gradient_ledger
 from minisegnet.layers import BatchNorm2d
-from minisegnet.training.pair_inspection import inspect_pairs
+from minisegnet.training.pair_inspection import inspect_pairs, nearest
 
 PICTURES, VAL_PICTURES = 64, 16  # in the first batches
 _MOST_PIXELS = 2**22  # of the first batches together
@@ -48,9 +50,10 @@ def inspect(train_set, val_set, statistics, val_statistics, train_loader, val_lo
     nothing: neither `model`, nor what the loaders will yield.
     """
     ignore_index = train_set.ignore_index
-    train, val = (_FirstBatches(loader.batches(epoch), len(class_names), ignore_index, pictures)
-                  for loader, epoch, pictures in
-                  ((train_loader, 1, PICTURES), (val_loader, 0, VAL_PICTURES)))
+    with closing(train_loader.batches(1)) as batches:
+        train = _FirstBatches(batches, len(class_names), ignore_index, PICTURES)
+    with closing(val_loader.batches()) as batches:
+        val = _FirstBatches(batches, len(class_names), ignore_index, VAL_PICTURES)
     pairs, val_pairs = inspect_pairs(train_loader), inspect_pairs(val_loader, pictures=32)
     return {
         "kind": "start", "num_classes": len(class_names), "class_names": list(class_names),
@@ -127,11 +130,7 @@ def _reduced(images, target):
     h, w = H // f, W // f
     if f > 1:
         images = images[:, :h * f, :w * f].reshape(N, h, f, w, f, C).mean(axis=(2, 4))
-    if target.shape[1:] == (h, w):
-        return images, target
-    rows, columns = (((np.arange(n) + 0.5) * length / n).astype(int)
-                     for n, length in zip((h, w), target.shape[1:]))
-    return images, target[:, rows[:, None], columns]
+    return images, nearest(target, (h, w))
 
 
 def _batch_norm(model):

@@ -155,7 +155,7 @@ class Trainer:
             loss, cache = criterion.forward_upsampled(coarse, batch.target, whole=whole)
             values["train_loss"] += float(loss)
             if not math.isfinite(values["train_loss"]):
-                self._stop("loss", float(loss), batch, criterion)
+                self._stop("loss", float(loss), batches, criterion, whole)
             if self.ledger is not None:
                 self.ledger.observe(self.step, coarse, batch.target, criterion)
             for name, value in criterion.parts(cache).items():
@@ -165,7 +165,7 @@ class Trainer:
         if self.debug is not None:
             self.debug.gradients(self.step, self.epoch + 1, batches, values, norm)
         if not math.isfinite(norm):
-            self._stop("gradient", norm, batches[-1], criterion)
+            self._stop("gradient", norm, batches, criterion, whole)
         self.optimizer.step()
         if self.debug is not None:
             self.debug.updated(self.step, self.optimizer.lr)
@@ -174,9 +174,9 @@ class Trainer:
         self.step += 1
         return {**values, "gradient_norm": norm}
 
-    def _stop(self, what, value, batch, criterion):
+    def _stop(self, what, value, batches, criterion, whole):
         """Raise UserError for a loss or gradient that is not finite, naming where it began."""
-        found = first_non_finite(self.model, self.optimizer, batch, criterion)
+        found = first_non_finite(self.model, self.optimizer, batches, criterion, whole=whole)
         where = f", first in {found[0]} ({found[1]})" if found else ""
         message = (f"the {what} is {value} at step {self.step}{where}; lower --lr, use "
                    f"--clip-norm 1, or another --optimizer")
