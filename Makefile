@@ -8,7 +8,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 ARGS ?=
 
-.PHONY: train test test-all verify lint benchmark clean
+.PHONY: train test test-all verify lint lab benchmark clean
 
 train: $(VENV)/.installed
 	$(BIN)/python -m minisegnet.train $(ARGS)
@@ -26,6 +26,9 @@ verify: $(VENV)/.installed
 lint: $(VENV)/.installed-test
 	$(BIN)/python -m flake8 minisegnet tests benchmarks
 	$(BIN)/python -m isort --check-only --quiet minisegnet tests benchmarks
+
+lab: $(VENV)/.installed
+	$(BIN)/python -m minisegnet.lab $(ARGS)
 
 benchmark: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/step_cpu.py

@@ -4,12 +4,14 @@ import numpy as np
 
 from minisegnet.diagnosis.data_rules import data_findings
 from minisegnet.diagnosis.evidence import find, number
-from minisegnet.diagnosis.finding import LIKELY, names_of
+from minisegnet.diagnosis.finding import LIKELY, names_of, percent
 from minisegnet.diagnosis.label_rules import label_findings
 from minisegnet.diagnosis.loss_rules import loss_findings
 from minisegnet.diagnosis.metric_rules import metric_findings
 from minisegnet.diagnosis.optimizer_rules import optimizer_findings
 from minisegnet.verdict import verdict
+
+NOT_FOUND = 0.01  # best recall of a class that validation asks for
 
 RULES = (label_findings, metric_findings, loss_findings, optimizer_findings, data_findings)
 
@@ -69,6 +71,14 @@ def remarks(evidence):
         if unseen.any():
             sentences.append(f"No training pixel is {names_of(evidence, unseen)}, which "
                              f"validation asks for: it cannot be learned from these pictures.")
+    recall = evidence.recall
+    if recall is not None and train is not None:
+        lost = (recall < NOT_FOUND) & (train > 0)  # nan: not in the truth
+        if lost.any():
+            sentences.append(f"Not found so far, at a recall below {NOT_FOUND:.0%} in every "
+                             f"validation: {names_of(evidence, lost)}, together "
+                             f"{percent(train[lost].sum() / train.sum())} of the training pixels. "
+                             f"Rare classes come last: train longer, or give them more weight.")
     if evidence.log and not evidence.validations and not any("iou" in r for r in evidence.log):
         sentences.append("No epoch was validated.")
     validated = [record for record in evidence.log if record.get("iou") is not None]
