@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 
 from minisegnet import datasets, train
-from minisegnet.datasets import FloorPlans
+from minisegnet.datasets import Batch, FloorPlans
 from minisegnet.errors import run_command
+from minisegnet.metrics import ConfusionMatrix
+from minisegnet.models import build_model
+from minisegnet.optim import SGD
 from minisegnet.training.alarms import Alarms
+from minisegnet.training.monitor import Monitor
 
 NAMES = ("ground", "house", "pool")
 LATE = 5000  # steps
@@ -137,6 +141,12 @@ def test_one_class_in_three_validations_in_a_row_is_a_collapse(alarms, said):
     assert "100 % of the pixels as house" in line
 
 
+def test_a_minority_of_batches_may_be_poor_in_classes(alarms, said):
+    for number in range(1, 5):
+        alarms.validation(validation(number), [(1, 3), (3, 3), (3, 3)], LATE)
+    assert said() == []
+
+
 def test_batches_of_one_class_may_be_predicted_as_one(alarms, said):
     for number in range(1, 5):
         alarms.validation(validation(number), [(1, 1), (1, 1), (3, 3)], LATE)
@@ -181,6 +191,78 @@ def test_the_first_steps_may_predict_what_they_like(alarms, said):
         alarms.validation(predicting(number, [0]), [(1, 3)], 20 * number)
     line, = said()
     assert "collapse; 100 % of the pixels as ground" in line
+
+
+# ---------------------------------------------------------------- as the monitor asks for them
+
+
+@pytest.fixture
+def monitor(tmp_path):
+    model = build_model("mini", 3)
+    return Monitor(tmp_path, model, SGD(model, 0.1), NAMES, 255, 12)
+
+
+def take_step(monitor, step, norm=0.1, change=1e-4):
+    """Let the monitor see a step in which every trained parameter changes by `change`."""
+    target = np.arange(32, dtype=np.uint8).reshape(2, 4, 4) % 3
+    batch = Batch(np.zeros((2, 4, 4, 3), np.float32), target, ("a", "b"))
+    flat = monitor.flat
+    flat.grad[...] = norm / np.sqrt(flat.grad.size)
+    monitor.gradients(step, 1, [batch], {"train_loss": 1.0}, norm)
+    if np.isfinite(norm):
+        for block, _ in flat.trained_blocks():
+            flat.data[block] += np.float32(change)
+        monitor.updated(step, 0.1)
+
+
+@pytest.mark.parametrize("step, message", [
+    ({"norm": 2e3}, "exploding"), ({"norm": 1e-8}, "vanishing"), ({"change": 1.0}, "as long as"),
+    ({"norm": np.inf}, None), ({"norm": np.nan}, None), ({}, None)])
+def test_steps_are_judged_and_one_that_is_not_finite_is_for_others_to_tell(
+        monitor, said, step, message):
+    for number in range(3):
+        take_step(monitor, number, **step)
+    lines = said()
+    assert len(lines) == (message is not None) and all(message in line for line in lines)
+
+
+def test_a_layer_is_faint_only_if_it_is_in_all_sampled_steps(monitor, said):
+    for number, norm in enumerate((1e-6, 1e-1, 1e-6)):
+        take_step(monitor, number, norm=norm)
+    monitor.end_of_epoch(1)
+    assert not any("vanishing" in line for line in said())
+    for number in range(3):
+        take_step(monitor, number, norm=1e-6)  # each layer has a part of it
+    monitor.end_of_epoch(2)
+    assert any("layers stayed below 1e-07 in epoch 2: vanishing" in line for line in said())
+
+
+@pytest.mark.parametrize("how", ["no rate", "no backward", None])
+def test_what_is_frozen_on_purpose_is_no_fault(monitor, said, how):
+    if how == "no backward":
+        monitor.model.backbone.frozen = True
+    elif how == "no rate":
+        monitor.flat.set_lr_scale("backbone", 0.0)
+    before = monitor.flat.data.copy()
+    for step in range(3):
+        take_step(monitor, step)
+    for name, part in monitor.flat.slices.items():  # nothing of it has moved
+        if name.startswith("backbone."):
+            monitor.flat.data[part] = before[part]
+    monitor.end_of_epoch(1)
+    assert any("have not moved" in line for line in said()) == (how is None)
+
+
+def test_validations_are_judged_by_the_steps_of_the_run(monitor, said):
+    truth = np.arange(32, dtype=np.uint8).reshape(2, 4, 4) % 3
+    batch, constant = Batch(None, truth, ("a", "b")), np.zeros_like(truth)
+    confusion = ConfusionMatrix(3)
+    confusion.update(truth, constant)
+    for number in range(1, 7):
+        take_step(monitor, 2 if number <= 3 else LATE)
+        monitor.observe(batch, constant)
+        monitor.end_of_validation(number, 1.0, confusion)
+        assert (number == 6) == any("of epoch 6 are predicted as one" in line for line in said())
 
 
 # ---------------------------------------------------------------- as a user meets them

@@ -141,7 +141,7 @@ def silent_cases():
     yield "the same mask for all", images, np.repeat(masks[:1], 30, axis=0)
     yield "too few pictures", images[:5], masks[:5]
     yield "one picture", images[:1], masks[:1]
-    yield "not finite", np.full(images.shape, np.nan), masks
+    yield "not finite", np.array([np.nan, np.inf, -np.inf])[noise % 3], masks
 
 
 def test_where_there_is_nothing_to_see_it_says_so():
@@ -261,6 +261,14 @@ def test_blocks_of_masks_change_nothing(forty, monkeypatch):
     expected = fit_table(*forty)
     monkeypatch.setattr(alignment, "BLOCK", 7)
     np.testing.assert_allclose(fit_table(*forty), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [(1, 90), (90, 1), (1, 1), (7, 9)])
+def test_pictures_of_odd_sizes_are_measured(size, rng):
+    masks = rng.integers(0, 3, (9, *size), dtype=np.uint8)
+    images = np.repeat(80 * masks[..., None], 3, axis=3)
+    assert judge(measure(images, masks)) in ("fits", "cannot tell")
+    assert judge(measure(images, shuffled(masks))) == "cannot tell"
 
 
 def test_samples_of_any_other_ignore_label(forty):

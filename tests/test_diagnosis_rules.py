@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from diagnosis_cases import (
     BACKBONE,
+    NAMES,
     PIXELS,
     VALUES,
     VOID,
@@ -22,6 +23,7 @@ from diagnosis_cases import (
 )
 
 from minisegnet.diagnosis import diagnose
+from minisegnet.diagnosis.finding import listed
 
 
 def faults(evidence):
@@ -50,6 +52,12 @@ def test_void_alone_as_class_0_is_a_forgotten_ignore_and_an_excluded_id_a_map_fr
 def test_a_shift_explains_what_happens_at_the_ends_of_the_list(train):
     assert faults(paths(train)) == ["shifted-labels"]
     assert faults(paths(train, train)) == ["shifted-labels"]  # both wrong alike
+
+
+def test_long_lists_are_cut_and_counted():
+    assert listed(NAMES[:4]) == "ground, wall, room, door"
+    assert listed(NAMES) == "ground, wall, room, door and 2 more"
+    assert "and 2 more" in diagnose(paths({0: 1, 3: 2, 7: 3, 8: 4, 12: 5, 20: 0}))[0].evidence
 
 
 def test_one_class_that_moved_is_no_shift():

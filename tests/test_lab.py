@@ -154,7 +154,8 @@ def test_refuses_what_makes_no_sense(flags, message):
 
 @pytest.mark.slow
 def test_every_fault_is_found_and_no_healthy_run_suspected_on_unseen_data(tmp_path):
-    verdicts = table.run_all(tmp_path, seed=1)  # the rules were tuned on seed 0
+    # The rules were tuned on the seeds 0, 1, 2, 7 and 12; 31 was looked at as well.
+    verdicts = table.run_all(tmp_path, seed=5)
     wrong = [line for verdict in verdicts if not verdict.is_right
              for line in table.lines_of(verdict)]
     assert not wrong, "\n".join(wrong)

@@ -220,6 +220,17 @@ def test_batch_norms_without_new_statistics_are_counted(trainer, part):
     assert [record["batch_norm_still"] for record in records(run, "epoch")] == [layers] * 2
 
 
+@pytest.mark.parametrize("buffer", [None, "running_mean", "running_var"])
+def test_only_kept_statistics_of_an_untrained_model_are_a_fault(trainer, capsys, buffer):
+    run = trainer()
+    freeze_batch_norm(run.model)
+    for _, layer in run.model.named_layers():
+        if isinstance(layer, BatchNorm2d) and buffer:
+            layer.buffers[buffer] += 0.25
+    run.fit()
+    assert ("as untrained" in capsys.readouterr().out) == (buffer is None)
+
+
 def test_what_no_gradient_reaches_is_named_though_decay_moves_it(trainer):
     run = trainer(optimizer=AdamW)
     run.model.backbone.frozen = True
@@ -258,6 +269,26 @@ def test_a_validation_is_counted_apart_from_the_metrics(trainer, batch):
     there, found = ([len(np.unique(arrays)) for arrays in side] for side in zip(*pairs))
     assert record["classes_per_batch"] == {"min": min(found), "mean": np.mean(found)}
     assert record["truth_classes_per_batch"] == {"min": min(there), "mean": np.mean(there)}
+
+
+def test_a_label_that_is_ignored_is_no_class_even_if_it_has_the_number_of_one(tmp_path, batch):
+    model = build_model("mini", 3)
+    monitor = Monitor(tmp_path, model, SGD(model, 0.1), NAMES, 1, 4)
+    seen = batch()
+    target = np.resize(np.array([0, 1, 1, 2, 2, 2, 7, 7], np.uint8), seen.target.shape)
+    seen = seen._replace(target=target)
+    monitor.gradients(0, 1, [seen], {"train_loss": 1.0}, 0.1)
+    monitor.updated(0, 0.1)
+    monitor.end_of_epoch(1)
+    monitor.observe(seen, np.zeros_like(target))
+    monitor.end_of_validation(1, 1.0, ConfusionMatrix(3))
+    eighth = target.size // 8
+    step, *counts = map(json.loads, (tmp_path / "debug.jsonl").read_text().splitlines())
+    assert step["valid_share"] == 0.5
+    for record in counts:
+        assert record["target_pixels"] == [eighth, 0, 3 * eighth]
+        assert record["ignored_pixels"] == 4 * eighth
+    assert counts[1]["predicted_pixels"] == [4 * eighth, 0, 0]
 
 
 def test_a_validation_sees_the_averages_that_are_scored(trainer, batch):

@@ -208,6 +208,18 @@ def test_the_guards_are_gone_afterwards(model, batch, monkeypatch, fault):
     assert {name: set(vars(layer)) for name, layer in model.named_layers()} == before
 
 
+def test_a_method_of_one_layer_alone_is_searched_and_stays(model, batch):
+    layer = layer_of(model, CONV[model.name])
+    own = layer.forward
+
+    def infinite(x):
+        return own(x) + np.float32(np.inf)
+
+    layer.forward = infinite
+    assert found(model, batch) == (CONV[model.name], "forward")
+    assert vars(layer)["forward"] is infinite and "backward" not in vars(layer)
+
+
 # ---------------------------------------------------------------- as a user meets it
 
 

@@ -213,7 +213,7 @@ def _borders(masks, labelled):
 
 def _steps(image):
     """Return the sums over the channels of |difference| between neighbours of (H, W, C), (S,)."""
-    image = np.nan_to_num(image.astype(np.float32))
+    image = np.nan_to_num(image.astype(np.float32), posinf=0, neginf=0)
     channels = np.ones(image.shape[2], np.float32)  # a product is faster than a sum over three
     return _joined(*((np.abs(each) @ channels)[None] for each in (
         image[:, 1:] - image[:, :-1], image[1:] - image[:-1])))[0]
@@ -285,8 +285,8 @@ def _fit_of_shifts(image, mask, sight, labelled):
     H, W = mask.shape
     ranks, borders = _ranks(_steps(image), sight), _borders(mask[None], labelled[None])[0]
     hits, count = 0.0, 0.0
-    for part, shape in ((slice(0, H * (W - 1)), (H, W - 1)), (slice(H * (W - 1), None),
-                                                              (H - 1, W))):
+    across = H * (W - 1)  # of them come first
+    for part, shape in ((slice(across), (H, W - 1)), (slice(across, None), (H - 1, W))):
         moved = np.fft.rfft2(borders[part].reshape(shape), (H, W)).conj()
         hits, count = (
             total + np.fft.irfft2(np.fft.rfft2(still[part].reshape(shape), (H, W)) * moved, (H, W))

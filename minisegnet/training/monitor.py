@@ -147,7 +147,12 @@ class Monitor:
                                 "direction": direction, "message": message})
 
     def end(self, epoch, step, finished):
-        """Write that the run has ended after `step` steps, `finished` or interrupted."""
+        """Write that the run has ended, `finished` or interrupted, after `step` steps.
+
+        `epoch` epochs are over, validation included.
+        """
+        if step == (epoch + 1) * self.steps_per_epoch:  # none is left to tell of when it goes on
+            self.end_of_epoch(epoch + 1)
         self._write("end", {"epoch": epoch, "step": step, "finished": finished})
 
     def restore(self, step):
