@@ -183,6 +183,14 @@ def test_the_report_says_everything_and_fits_a_terminal(fault):
     json.dumps(as_dictionary(evidence))
 
 
+def test_a_weighted_class_that_is_not_found_is_remarked_upon_and_no_fault():
+    found = with_outcome(confusion((0.98, 0.9, 0.85, 0.7, 0.6, 0.0)))
+    assert diagnose(found) == []
+    said = " ".join(as_dictionary(found)["remarks"])
+    assert f"below 1% in every validation: {NAMES[5]}, together 0.5 %" in said
+    assert not any("Not found" in remark for remark in as_dictionary(healthy())["remarks"])
+
+
 def test_a_class_that_only_validation_has_is_remarked_upon_and_no_fault():
     matrix = confusion((0.98, 0.9, 0.85, 0.7, 0.6, 0.0))
     matrix[:, 4] += matrix[:, 5]
