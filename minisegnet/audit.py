@@ -24,7 +24,7 @@ from pathlib import Path
 from minisegnet.cli import ArgumentParser, number
 from minisegnet.errors import UserError, run_command
 from minisegnet.imbalance.consistency import audit
-from minisegnet.imbalance.published import PER_CLASS, SINGLE, read_published
+from minisegnet.imbalance.published import MOST_CLASSES, PER_CLASS, SINGLE, read_published
 
 KEYS = ("classes", *SINGLE, *PER_CLASS, "claim", "percent")
 
@@ -38,7 +38,8 @@ def build_parser():
                "VALUE for all others, - for an absent class.")
     add = parser.add_argument
     add("file", nargs="?", metavar="FILE.json", help="figures under the names of these flags")
-    add("--classes", type=number(int, least=2), help="number of classes that the means are over")
+    add("--classes", type=number(int, least=2, most=MOST_CLASSES),
+        help="number of classes that the means are over")
     for key, words in (
             ("accuracy", "pixel accuracy"), ("mean_iou", "mean of the IoUs of the classes"),
             ("mean_dice", "mean of the Dices (F1) of the classes"),
@@ -96,7 +97,7 @@ def read_file(path):
     try:
         given = json.loads(Path(path).read_text(encoding="utf-8"), parse_float=str, parse_int=str,
                            parse_constant=str)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {path} as JSON ({error}); check the path and the "
                         f"commas") from error
     if not isinstance(given, dict):

@@ -250,7 +250,7 @@ def _print_header(settings, model, train_set, val_set, statistics):
     share = statistics.pixels.max() / statistics.pixels.sum()
     pictures = f"{len(train_set)} images to train, {len(val_set)} to validate"
     if settings.overfit_one_batch:
-        pictures = f"the same {len(val_set)} images to train and to validate"
+        pictures = f"the same {len(val_set)} images to train and to validate, not augmented"
     print(f"{settings.model}: {model.num_parameters:,} parameters, {len(names)} classes; "
           f"{pictures}, at {H}x{W}; "
           f"{names[int(statistics.pixels.argmax())]} is {share:.1%} of the pixels")
@@ -269,6 +269,10 @@ def _warn(settings, trainer):
     """Say what is allowed and seldom meant."""
     if settings.freeze and settings.init_from is None:
         print("warning: --freeze without --init-from keeps a backbone of random weights")
+    if settings.loss == "lovasz" and settings.class_weights != "none":
+        print(f"warning: --loss lovasz with --class-weights {settings.class_weights}, from random "
+              f"weights, may end in predicting the rarest class everywhere; --class-weights none "
+              f"does not")
     if settings.split == "trainval":
         print("warning: --split trainval trains on the validation pictures: the validation score "
               "is none")

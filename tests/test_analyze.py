@@ -319,6 +319,17 @@ def test_masks_none_of_which_can_be_read_are_one_line(tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_val_none_of_whose_masks_can_be_read_stops_nothing(tmp_path, capsys):
+    masks = [house(i) for i in range(4)]
+    data = write_folder(tmp_path / "x", masks, val=masks)
+    for path in (data / "val" / "masks").iterdir():
+        path.write_bytes(b"no picture")
+    printed, report, folder = analysed(capsys, tmp_path, data)
+    assert "4 of 8; the first" in printed and "nan" not in printed
+    assert report["splits"]["val"]["ignored"] is None
+    assert (folder / "class_map.json").exists()
+
+
 # ---------------------------------------------------------------- pictures
 
 

@@ -308,6 +308,7 @@ def test_what_is_no_figure_is_refused_by_name(given, words):
 def test_bad_input_is_one_line_and_exit_code_2(capsys, tmp_path):
     path = tmp_path / "paper.json"
     for content, words in (("{", "cannot read"), ("[1]", "not a JSON object"),
+                           ("[" * 100_000, "cannot read"),
                            ('{"acuracy": 1}', "'acuracy' is not one of classes, accuracy"),
                            ('{"accuracy": [1], "mean_iou": 1}', "accuracy: [")):
         path.write_text(content)

@@ -85,7 +85,7 @@ def test_a_run_without_debug_is_told_what_is_missing_and_how_to_get_it(tmp_path,
     code, out, _ = run(capsys, folder)
     assert code == 0 and "nothing wrong found" in out
     missing = out.partition("could not be checked")[2]
-    assert "gradient per class" in missing and "without --debug" in missing
+    assert "gradient per class" in missing and "no record of --debug" in missing
     assert f"python -m minisegnet.train --config {folder}/config.toml --debug" in missing
 
 

@@ -78,7 +78,7 @@ def test_restore_drops_what_comes_again_and_a_line_that_was_cut_off(tmp_path, ba
         log.observe(step, *batch, Criterion("ce"))
     kept = (tmp_path / "ledger.jsonl").read_bytes().splitlines(keepends=True)[:3]
     with open(tmp_path / "ledger.jsonl", "ab") as file:
-        file.write(b'{"step": 4, "loss"')
+        file.write(b'{"step": null}\n[4]\n{"step": 4, "loss"')
     log.restore(20)
     assert (tmp_path / "ledger.jsonl").read_bytes() == b"".join(kept)
     log.restore(0)

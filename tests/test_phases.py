@@ -154,6 +154,12 @@ def test_a_frozen_random_backbone_is_said(said_at_the_start):
     assert "warning: --freeze without --init-from" in said_at_the_start("--freeze", "backbone")
 
 
+def test_lovasz_with_class_weights_is_warned_of(said_at_the_start):
+    assert "warning: --loss lovasz with --class-weights sqrt" in said_at_the_start(
+        "--loss", "lovasz")
+    assert "warning" not in said_at_the_start("--loss", "lovasz", "--class-weights", "none")
+
+
 def test_a_score_on_pictures_trained_on_is_said(said_at_the_start):
     text = said_at_the_start("--split", "trainval")
     assert "18 images to train" in text and "the validation score is none" in text

@@ -28,7 +28,7 @@ def report_lines(evidence, findings=None):
     if missing:
         lines += ["  could not be checked:", *(f"    {text}" for text in missing)]
         if not evidence.has_debug:
-            lines += ["  this run was trained without --debug, which measures these:",
+            lines += ["  there is no record of --debug, which measures these:",
                       f"    {train_again(evidence)}"]
     return lines
 

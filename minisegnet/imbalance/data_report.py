@@ -46,7 +46,8 @@ def build_report(scans, classes, suspicions):
             "masks": scan.num_masks,
             "sizes": [[*shape, count] for shape, count in scan.shapes.most_common()],
             "pixels": scan.all_pixels,
-            "ignored": 1 - scan.totals(valid).pixels.sum() / scan.all_pixels if valid else np.nan,
+            "ignored": 1 - scan.totals(valid).pixels.sum() / scan.all_pixels
+            if valid and scan.all_pixels else np.nan,
             "masks_of_one_value": scan.one_valued,
             "oddities": {kind: count for kind, (count, _) in scan.oddities.items()},
         } for split, scan in scans.items()},
@@ -69,7 +70,8 @@ def _of_value(scan, value, valid):
         totals.pixels, totals.images, totals.objects, totals.small))
     share = pixels / max(1, scan.totals(valid).pixels.sum()) if value in valid else np.nan
     mean = pixels / objects if objects else np.nan
-    return {"pixels": pixels, "share_of_all": pixels / scan.all_pixels, "share_of_valid": share,
+    of_all = pixels / scan.all_pixels if scan.all_pixels else np.nan  # no mask could be read
+    return {"pixels": pixels, "share_of_all": of_all, "share_of_valid": share,
             "images": images, "objects": objects, "mean_object_pixels": mean,
             "mean_object_cells": mean / CELL ** 2,
             "objects_below_a_cell": small / objects if objects else np.nan}
@@ -198,7 +200,7 @@ def _summary(report):
     text = ""
     if "schemes" in report:
         ignored = ", ".join(f"{percent_text(each['ignored'])} of {split}" for split, each in
-                            report["splits"].items() if each["ignored"])
+                            report["splits"].items() if each["ignored"] > 0)
         text = "Imbalance: {} : 1, {} to {}. Ignored: {}. ".format(
             ratio_text(report["imbalance_ratio"]), report["most_frequent"], report["rarest"],
             f"{ignored}; shares are of the rest" if ignored else "nothing")

@@ -9,6 +9,7 @@ from minisegnet.errors import UserError
 SINGLE = ("accuracy", "mean_iou", "mean_dice", "fw_iou", "mean_class_accuracy", "ignored")
 PER_CLASS = ("iou", "dice", "precision", "recall", "share", "share_of_all")
 ABSENT, REST = "-", "rest"
+MOST_CLASSES = 10_000
 
 
 class Figure(NamedTuple):
@@ -125,8 +126,9 @@ def _number_of_classes(text):
         num_classes = int(text)
     except (TypeError, ValueError):
         num_classes = 0
-    if isinstance(text, bool) or num_classes < 2:
-        raise UserError(f"classes: {text!r} is not a whole number from 2 on")
+    if isinstance(text, bool) or not 2 <= num_classes <= MOST_CLASSES:
+        raise UserError(f"classes: {str(text)[:20]!r} is not a whole number from 2 to "
+                        f"{MOST_CLASSES}")
     return num_classes
 
 

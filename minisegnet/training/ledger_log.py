@@ -69,16 +69,16 @@ class LedgerLog:
         if self._log.exists():
             lines = self._log.read_text(encoding="utf-8", errors="replace").splitlines()
             write_text(self._log, "".join(line + "\n" for line in lines
-                                          if _step_of(line, step) < step))
+                                          if _is_before(line, step)))
 
     @property
     def _log(self):
         return self.folder / "ledger.jsonl"
 
 
-def _step_of(line, default):
-    """Return the step of a line of ledger.jsonl; `default` if it is no whole record."""
+def _is_before(line, step):
+    """Whether a line of ledger.jsonl is the record of a step before `step`."""
     try:
-        return json.loads(line)["step"]
-    except (ValueError, KeyError, TypeError):
-        return default
+        return json.loads(line)["step"] < step
+    except (ValueError, KeyError, TypeError):  # no whole record
+        return False
