@@ -1,6 +1,8 @@
-"""Tables of plain text, for the terminal."""
+"""Plain text for the terminal: numbers, lists of names, and tables."""
 
 import math
+
+MANY_NAMES = 4  # of a longer list the rest is only counted
 
 
 def number_text(value, spec=".3f"):
@@ -16,6 +18,20 @@ def ratio_text(value):
 def percent_text(share):
     """Return a share as a percentage of two decimals, of two digits where that would be 0."""
     return f"{100 * share:.2f}%" if share >= 0.0005 or not share else f"{100 * share:.2g}%"
+
+
+def percent(share):
+    """Return a share in words: 0.0034 is 0.34 %, and what is there is never called 0 %."""
+    if not math.isfinite(share):
+        return "-"
+    return f"{100 * share:.3g} %" if share == 0 or share >= 1e-4 else f"{100 * share:.1g} %"
+
+
+def listed(names, most=MANY_NAMES):
+    """Return names as one text, the rest of a long list as a count."""
+    names = [str(name) for name in names]
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def aligned(rows, left=1):

@@ -23,7 +23,7 @@ from diagnosis_cases import (
 )
 
 from minisegnet.diagnosis import diagnose
-from minisegnet.diagnosis.finding import listed
+from minisegnet.tables import listed
 
 
 def faults(evidence):

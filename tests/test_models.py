@@ -87,7 +87,7 @@ def in_torch_layout(model, kind):
 
 
 def assert_all_gradients_agree(actual, expected, limit=1e-9):
-    """As NUMERICS has it: where a gradient is zero in exact arithmetic, both hold only noise."""
+    """Where a gradient is zero in exact arithmetic, both hold only noise, and are not compared."""
     assert actual.keys() == expected.keys()
     total = np.sqrt(sum(np.sum(gradient ** 2) for gradient in expected.values()))
     for name, gradient in expected.items():

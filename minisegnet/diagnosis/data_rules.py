@@ -10,11 +10,11 @@ from minisegnet.diagnosis.finding import (
     STRONG,
     Finding,
     look_at_data,
-    percent,
     train_again,
 )
 from minisegnet.diagnosis.label_path import SCRAMBLED, label_path_of
 from minisegnet.imbalance.alignment import judge
+from minisegnet.tables import percent
 
 # Normalised with the usual mean and deviation, pictures lie within -2.2 and 2.7.
 TOO_LARGE = 6.0

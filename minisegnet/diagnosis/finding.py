@@ -3,10 +3,9 @@
 import shlex
 from typing import NamedTuple
 
-import numpy as np
+from minisegnet.tables import listed
 
 KINDS = ("label", "metric", "loss", "optimizer", "data")
-MANY_NAMES = 4  # of a longer list the rest is only counted
 # Settings that tell of later epochs: a run with them cannot be made shorter at will.
 WAITS = ("loss_after", "image_size_after", "freeze_epochs", "warmup_epochs")
 
@@ -66,20 +65,6 @@ def look_at_data(evidence):
                        *(["--layout", layout] if layout != "auto" else [])])
 
 
-def listed(names, most=MANY_NAMES):
-    """Return names as one text, the rest of a long list as a count."""
-    names = [str(name) for name in names]
-    more = len(names) - most
-    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
-
-
 def names_of(evidence, chosen):
     """Return the names of the classes that `chosen`, (K,) bool, holds, as one text."""
     return listed([name for name, is_chosen in zip(evidence.class_names, chosen) if is_chosen])
-
-
-def percent(share):
-    """Return a share in words: 0.0034 is 0.34 %, and what is there is never called 0 %."""
-    if not np.isfinite(share):
-        return "-"
-    return f"{100 * share:.3g} %" if share == 0 or share >= 1e-4 else f"{100 * share:.1g} %"

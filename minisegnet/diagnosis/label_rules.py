@@ -11,12 +11,12 @@ from minisegnet.diagnosis.finding import (
     Finding,
     look_at_data,
     names_of,
-    percent,
     train_again,
     with_weights,
 )
 from minisegnet.diagnosis.label_path import label_path_of, told
 from minisegnet.metrics import divide
+from minisegnet.tables import percent
 
 # A class with so many pixels in the probed batch has a gradient unless the loss passes it over.
 ENOUGH_PIXELS = 10

@@ -14,11 +14,11 @@ from minisegnet.diagnosis.finding import (
     SYMPTOM,
     Finding,
     names_of,
-    percent,
     train_again,
     with_weights,
 )
 from minisegnet.imbalance.fingerprint import INFORMATION, information
+from minisegnet.tables import percent
 from minisegnet.verdict import verdict
 
 # Largest over smallest weight that a pixel's class gives it, below which all weigh the same.

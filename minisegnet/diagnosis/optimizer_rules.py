@@ -11,9 +11,9 @@ from minisegnet.diagnosis.finding import (
     SYMPTOM,
     WAITS,
     Finding,
-    listed,
     train_again,
 )
+from minisegnet.tables import listed
 
 # Change of the weights in one step over their size. Trained well, the largest of a run is 0.003 to
 # 0.2, the latter without warm-up; above this a step undoes what the steps before it did.

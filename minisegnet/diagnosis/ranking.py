@@ -4,11 +4,12 @@ import numpy as np
 
 from minisegnet.diagnosis.data_rules import data_findings
 from minisegnet.diagnosis.evidence import find, number
-from minisegnet.diagnosis.finding import LIKELY, names_of, percent
+from minisegnet.diagnosis.finding import LIKELY, names_of
 from minisegnet.diagnosis.label_rules import label_findings
 from minisegnet.diagnosis.loss_rules import loss_findings
 from minisegnet.diagnosis.metric_rules import metric_findings
 from minisegnet.diagnosis.optimizer_rules import optimizer_findings
+from minisegnet.tables import percent
 from minisegnet.verdict import verdict
 
 NOT_FOUND = 0.01  # best recall of a class that validation asks for

@@ -5,6 +5,7 @@ import numpy as np
 from minisegnet.datasets.files import show_values
 from minisegnet.datasets.transforms import MEAN, STD
 from minisegnet.imbalance import alignment
+from minisegnet.tables import listed, percent
 
 SPLITS = {"train": "training", "val": "validation"}
 PULLED = 0.02  # share of the first gradient that an absent class may pull with
@@ -39,7 +40,7 @@ def _labels(record):
             found = show_values(np.flatnonzero(batches["pixels"]))
             total = sum(batches["pixels"]) + batches["ignored"]
             yield _OK, (f"labels {found} in {pictures}, of 0 to {last}; ignored ({ignore_index}): "
-                        f"{_percent(batches['ignored'] / total)}")
+                        f"{percent(batches['ignored'] / total)}")
 
 
 def _shares(record):
@@ -50,8 +51,8 @@ def _shares(record):
         return
     most, least = present[pixels[present].argmax()], present[pixels[present].argmin()]
     share = pixels / pixels.sum()
-    yield _OK, (f"training pixels: {_percent(share[most])} {names[most]}, the most; "
-                f"{_percent(share[least])} {names[least]}, the least, in "
+    yield _OK, (f"training pixels: {percent(share[most])} {names[most]}, the most; "
+                f"{percent(share[least])} {names[least]}, the least, in "
                 f"{record['train']['images_with'][least]} of {record['train']['images']} images")
 
 
@@ -77,8 +78,7 @@ def _label_path(record):
         astray, values = _astray(path)
         if astray:
             yield _BAD, (f"in {path['samples']} {name} masks, values come out as other labels "
-                         f"than declared: " + ", ".join(astray[:_NAMED])
-                         + (f" and {len(astray) - _NAMED} more" if len(astray) > _NAMED else ""))
+                         f"than declared: {listed(astray)}")
         else:
             yield _OK, (f"the {values} values in {path['samples']} {name} masks come out as the "
                         f"labels that are declared")
@@ -165,17 +165,17 @@ def _pairs_detail(verdict, found):
     """Return the numbers that a verdict rests on beyond the fits."""
     read, transform = found["as_read"], found["transform"]
     if verdict == "shuffled" and read.get("partners"):
-        return f"; {_percent(read['partners'])} of the pictures fit another mask better"
+        return f"; {percent(read['partners'])} of the pictures fit another mask better"
     if verdict in ("mirrored", "upside down"):
         key = verdict.replace(" ", "_")
         poses = ("mirrored",) if verdict == "mirrored" else ("upside_down", "turned")
         share = sum(read[f"prefer_{pose}"] or 0.0 for pose in poses)
         by_transform = transform.get(key, 0.0)
         if by_transform > share:
-            return f"; the transform does that to {_percent(by_transform)} of the pictures"
-        return f"; {_percent(share)} of the pictures are read so" if share else ""
+            return f"; the transform does that to {percent(by_transform)} of the pictures"
+        return f"; {percent(share)} of the pictures are read so" if share else ""
     if verdict == "shifted" and transform.get("kept", 1.0) < 1:
-        return f"; the transform keeps {_percent(transform['kept'])} of the pairs together"
+        return f"; the transform keeps {percent(transform['kept'])} of the pairs together"
     if verdict == "shifted" or (verdict == "cannot tell" and (read["shift_gain"] or 0.0) > 0.1):
         down, right = read["shift"] if any(read["shift"]) else found["shift"]
         return f"; the masks fit best {down} px further down and {right} px to the right"
@@ -207,12 +207,12 @@ def _loss(record):
     pull = float(np.array(probe["pull_perfect"])[absent].sum())
     if pull > PULLED:
         yield _BAD, (f"where all is right, the loss pulls towards classes that never occur "
-                     f"({_names(record, absent)}) with {_percent(pull)} of its first gradient")
+                     f"({_names(record, absent)}) with {percent(pull)} of its first gradient")
     most = int(share.argmax())
     floor = f", never below {record['floor']:.4g}" if record["floor"] else ""
     yield _OK, (f"first batches, all classes equally likely: loss {probe['loss_uniform']:.4g}"
-                f"{floor}; {_percent(share[most])} of its gradient from "
-                f"{record['class_names'][most]}, {_percent(pixels[most] / pixels.sum())} of the "
+                f"{floor}; {percent(share[most])} of its gradient from "
+                f"{record['class_names'][most]}, {percent(pixels[most] / pixels.sum())} of the "
                 f"pixels")
 
 
@@ -223,11 +223,4 @@ def _baseline(record):
 
 
 def _names(record, chosen):
-    names = [name for name, is_chosen in zip(record["class_names"], chosen) if is_chosen]
-    more = len(names) - _NAMED
-    return ", ".join(names[:_NAMED]) + (f" and {more} more" if more > 0 else "")
-
-
-def _percent(share):
-    """Return a share in percent with two digits: 0.00027 is 0.027 %."""
-    return f"{100 * share:.{2 if share < 0.1 else 3}g} %"
+    return listed([name for name, is_chosen in zip(record["class_names"], chosen) if is_chosen])
