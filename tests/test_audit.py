@@ -297,6 +297,7 @@ def test_a_file_keeps_its_digits_and_flags_win(capsys, tmp_path):
     ({"share_of_all": ["0.9", "0.2"], "ignored": "0.5"}, "more than all pixels"),
     ({"iou": ["0.1", "0.2"], "claim": "uniform"}, "claim: 'uniform' is not constant"),
     ({"iou": ["0.1", "0.2"], "claim": "constant=5"}, "there is no class 5; there are 0, 1"),
+    ({"classes": 10**7, "iou": ["0.1", "0.2"]}, "whole number from 2 to 10000"),
     ({"iou": ["0.1", "0.2"], "percent": "yes"}, "percent: 'yes'"),
 ])
 def test_what_is_no_figure_is_refused_by_name(given, words):

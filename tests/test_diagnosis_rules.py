@@ -293,7 +293,9 @@ def test_the_range_of_the_input(least, most, found):
 def test_a_flip_of_some_pictures_and_pictures_that_cannot_tell():
     some = {**alignment(), "transform": {"draws": 32, "kept": 0.6, "mirrored": 0.4,
                                          "upside_down": 0.0}}
-    assert faults(healthy(start=start(alignment=some))) == ["image-flipped-alone"]
+    finding, = diagnose(healthy(start=start(alignment=some)))
+    assert finding.fault == "image-flipped-alone"
+    assert "the transform mirrors 40 % of the pictures without their masks" in finding.evidence
     for blurred in ({"pictures": 2}, alignment(0.53, prefer=(0.0, 0.0, 0.0), z=1.0),
                     {"pictures": 32}):
         assert faults(healthy(start=start(alignment=blurred))) == []

@@ -105,6 +105,10 @@ def _fit_in_words(record):
     partners = number(read, "partners")
     if partners > 0:
         words += f"; {percent(partners)} of the pictures fit another picture's mask better"
+    for pose, verb in (("mirrored", "mirrors"), ("upside_down", "turns upside down")):
+        share = number(record, "transform", pose)
+        if share > 0:
+            words += f"; the transform {verb} {percent(share)} of the pictures without their masks"
     return words
 
 
