@@ -4,18 +4,26 @@ The only module of the package that imports cupy. Functions are written against 
 the arrays they are given (`xp = get_array_module(x)`), so one source serves both.
 """
 
+import sys
+
 import numpy as np
 
 from minisegnet.errors import UserError
 
 
 def get_array_module(*arrays):
-    """Return the array module (numpy or cupy) that holds `arrays`; numpy if none is on a GPU."""
+    """Return the array module that holds `arrays`: numpy, cupy, or the emulated device.
+
+    numpy if none is on a device.
+    """
     for array in arrays:
-        if type(array).__module__.partition(".")[0] == "cupy":
+        top, _, rest = type(array).__module__.partition(".")
+        if top == "cupy":
             import cupy
 
             return cupy
+        if rest == "cuda.emulated_device":
+            return sys.modules[type(array).__module__]
     return np
 
 
@@ -24,6 +32,13 @@ def asnumpy(array):
     if get_array_module(array) is np:
         return np.asarray(array)
     return array.get()
+
+
+def compile_for_gpu(code, names, options):
+    """Return the `cupy.RawModule` of CUDA source with the kernels `names`, compiled by NVRTC."""
+    import cupy
+
+    return cupy.RawModule(code=code, options=options, name_expressions=names)
 
 
 def select_device(device):

@@ -17,6 +17,15 @@ def assert_agrees(actual, expected, limit=1e-12):
     assert error <= limit, f"relative error {error:.1e}, more than {limit:.0e}"
 
 
+def assert_float32_accurate(actual, exact, torch_float32):
+    """Assert that float32 numbers are as near the float64 `exact` as float32 can be asked to be.
+
+    At most 1e-6 off, or twice as far as torch's own float32 result on the same data.
+    """
+    assert actual.dtype == np.float32
+    assert_agrees(actual, exact, max(1e-6, 2 * relative_error(torch_float32, exact)))
+
+
 def assert_finite_differences_agree(function, inputs, gradients, upstream, limit=1e-8):
     """Assert that each gradient is that of `sum(upstream * function(*inputs))`."""
     for i, gradient in enumerate(gradients):

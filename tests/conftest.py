@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minisegnet.cuda import emulator
+
 
 @pytest.fixture
 def rng():
@@ -20,6 +22,26 @@ def torch():
         import torch
         return torch
     return pytest.importorskip("torch", reason="PyTorch, the oracle, is not installed")
+
+
+@pytest.fixture(autouse=True)
+def _needs_compiler(request):
+    """Skip what runs CUDA kernels on the CPU where there is no g++ to compile them."""
+    call = getattr(request.node, "callspec", None)
+    if call is not None and "cuda_cpu" in str(call.params.get("implementation", "")):
+        require_compiler()
+
+
+def require_compiler():
+    """Skip without g++, or fail where MINISEGNET_REQUIRE_GXX=1."""
+    if not emulator.is_available() and os.environ.get("MINISEGNET_REQUIRE_GXX") != "1":
+        pytest.skip("no g++ to compile CUDA kernels for the CPU")
+
+
+@pytest.fixture(scope="session")
+def compiler():
+    """For tests that compile CUDA kernels for the CPU."""
+    require_compiler()
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from minisegnet.ops import (
     depthwise_conv2d_forward,
 )
 
-pytestmark = pytest.mark.parametrize("implementation", ["loops", "numpy"])
+pytestmark = pytest.mark.parametrize("implementation", ["loops", "numpy", "cuda_cpu"])
 
 
 @pytest.fixture

@@ -45,7 +45,7 @@ class CrossEntropyTerms(NamedTuple):
 
 
 def cross_entropy_forward(logits, target, *, weight=None, counts=None, ignore_index=255,
-                          label_smoothing=0.0, implementation="numpy"):
+                          label_smoothing=0.0, implementation=None):
     """Return the mean cross-entropy of logits (N, H, W, K) against target (N, H, W), and a cache.
 
     Equals torch.nn.functional.cross_entropy with the same arguments: a weighted mean, whose
@@ -59,7 +59,7 @@ def cross_entropy_forward(logits, target, *, weight=None, counts=None, ignore_in
     labels = check_inputs(logits, target, ignore_index)
     counts = counts_to_divide_by(counts, labels)
     terms = cross_entropy_terms(counts, weight, label_smoothing, logits.dtype)
-    forward = choose(implementation, loops=cross_entropy_forward_loops,
+    forward = choose(implementation, logits, loops=cross_entropy_forward_loops,
                      numpy=cross_entropy_forward_numpy)
     loss, dlogits = forward(logits, labels.index, terms)
     return logits.dtype.type(loss), CrossEntropyCache(dlogits)

@@ -42,7 +42,7 @@ class LovaszCache(NamedTuple):
 
 
 def lovasz_forward(logits, target, *, classes="present", weight=None, ignore_index=255,
-                   implementation="numpy"):
+                   implementation=None):
     """Return the Lovasz-softmax loss of logits (N, H, W, K) against target, and a cache.
 
     target is (N, H, W). `classes` are averaged: those "present" in the target, or "all", where an
@@ -56,7 +56,7 @@ def lovasz_forward(logits, target, *, classes="present", weight=None, ignore_ind
     labels = check_inputs(logits, target, ignore_index)
     K = logits.shape[3]
     shares = class_shares(labels.counts, classes, weight, "Lovasz")
-    extension = choose(implementation, loops=jaccard_extension_loops,
+    extension = choose(implementation, logits, loops=jaccard_extension_loops,
                        numpy=jaccard_extension_numpy)
     valid = labels.index < K
     label = labels.index[valid]  # (P,), P valid pixels

@@ -1,4 +1,8 @@
-"""What every op refuses at its door."""
+"""What every op refuses at its door, and which of its implementations it runs."""
+
+import numpy as np
+
+from minisegnet.backend import get_array_module
 
 
 def check_dtype(op, *arrays):
@@ -19,8 +23,21 @@ def check_upstream(op, dout, expected):
                          f"not {dout.shape}")
 
 
-def choose(implementation, **choices):
-    """Return the choice of that name; ValueError names all there are."""
+def choose(implementation, x, **choices):
+    """Return the choice of that name, for an array `x`; ValueError names all there are.
+
+    None chooses by where `x` is: "numpy", or "cuda" on a device. "cuda_cpu" is "cuda" on NumPy
+    arrays, its kernels run by the emulator of `minisegnet.cuda`.
+    """
+    on_device = get_array_module(x) is not np
+    if implementation is None:
+        implementation = "cuda" if on_device else "numpy"
+    elif implementation == "cuda_cpu" and "cuda" in choices:
+        implementation = "cuda"
+    elif implementation == "cuda" and not on_device:
+        raise ValueError("implementation 'cuda' takes arrays on a GPU; 'cuda_cpu' runs the same "
+                         "kernels on NumPy arrays")
     if implementation not in choices:
-        raise ValueError(f"implementation {implementation!r} is not one of {', '.join(choices)}")
+        names = [*choices, *(["cuda_cpu"] if "cuda" in choices else [])]
+        raise ValueError(f"implementation {implementation!r} is not one of {', '.join(names)}")
     return choices[implementation]

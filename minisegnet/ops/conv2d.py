@@ -32,7 +32,7 @@ class Conv2dCache(NamedTuple):
 
 
 def conv2d_forward(x, weight, bias=None, *, stride=1, padding=0, dilation=1,
-                   implementation="numpy"):
+                   implementation=None):
     """Convolve `x` (N, H, W, C) with `weight` (KH, KW, C, OC), zero-padded.
 
     Returns `out` (N, OH, OW, OC) and a cache for `conv2d_backward`. `implementation` is
@@ -46,14 +46,14 @@ def conv2d_forward(x, weight, bias=None, *, stride=1, padding=0, dilation=1,
     if bias is not None and bias.shape != weight.shape[3:]:
         raise ValueError(f"conv2d bias must be (OC,) = {weight.shape[3:]}, not {bias.shape}")
     check_dtype("conv2d", x, weight, *(() if bias is None else (bias,)))
-    forward = choose(implementation, loops=conv2d_forward_loops, numpy=conv2d_forward_numpy)
+    forward = choose(implementation, x, loops=conv2d_forward_loops, numpy=conv2d_forward_numpy)
     out = forward(x, weight, stride, padding, dilation)
     if bias is not None:
         out += bias
     return out, Conv2dCache(x, weight, bias is not None, stride, padding, dilation)
 
 
-def conv2d_backward(dout, cache, *, input_gradient=True, implementation="numpy"):
+def conv2d_backward(dout, cache, *, input_gradient=True, implementation=None):
     """Return `(dx, dweight, dbias)` for `dout` (N, OH, OW, OC).
 
     `dbias` is None if the forward had no bias; `dx` is None with `input_gradient=False`, which
@@ -61,7 +61,8 @@ def conv2d_backward(dout, cache, *, input_gradient=True, implementation="numpy")
     """
     expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding, cache.dilation)
     check_upstream("conv2d", dout, expected)
-    backward = choose(implementation, loops=conv2d_backward_loops, numpy=conv2d_backward_numpy)
+    backward = choose(implementation, dout, loops=conv2d_backward_loops,
+                      numpy=conv2d_backward_numpy)
     dx, dweight = backward(dout, cache, input_gradient)
     # dbias = sum of dout over every pixel
     dbias = dout.sum(axis=(0, 1, 2)) if cache.has_bias else None

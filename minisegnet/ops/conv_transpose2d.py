@@ -33,7 +33,7 @@ class ConvTranspose2dCache(NamedTuple):
 
 
 def conv_transpose2d_forward(x, weight, bias=None, *, stride=1, padding=0,
-                             implementation="numpy"):
+                             implementation=None):
     """Spread `x` (N, H, W, C) by `weight` (KH, KW, OC, C) over a larger map.
 
     Returns `out` (N, OH, OW, OC) with OH = (H - 1) * stride - 2 * padding + KH, and a cache for
@@ -52,7 +52,7 @@ def conv_transpose2d_forward(x, weight, bias=None, *, stride=1, padding=0,
     if min(_output_shape(x, weight, stride, padding)) < 1:
         raise ValueError(f"padding {padding} cuts off all of the output of an input {x.shape} "
                          f"and a kernel {weight.shape[:2]}; use less padding")
-    forward = choose(implementation, loops=conv_transpose2d_forward_loops,
+    forward = choose(implementation, x, loops=conv_transpose2d_forward_loops,
                      numpy=conv_transpose2d_forward_numpy)
     out = forward(x, weight, stride, padding)
     if bias is not None:
@@ -60,14 +60,14 @@ def conv_transpose2d_forward(x, weight, bias=None, *, stride=1, padding=0,
     return out, ConvTranspose2dCache(x, weight, bias is not None, stride, padding)
 
 
-def conv_transpose2d_backward(dout, cache, *, implementation="numpy"):
+def conv_transpose2d_backward(dout, cache, *, implementation=None):
     """Return `(dx, dweight, dbias)` for `dout` (N, OH, OW, OC).
 
     `dbias` is None if the forward had no bias.
     """
     expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding)
     check_upstream("conv_transpose2d", dout, expected)
-    backward = choose(implementation, loops=conv_transpose2d_backward_loops,
+    backward = choose(implementation, dout, loops=conv_transpose2d_backward_loops,
                       numpy=conv_transpose2d_backward_numpy)
     dx, dweight = backward(dout, cache)
     # dbias = sum of dout over every pixel

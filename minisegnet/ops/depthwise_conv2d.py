@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
+from minisegnet.cuda.launch import KernelFile, blocks
 from minisegnet.ops._checks import check_dtype, check_upstream, choose
 from minisegnet.ops._windows import check_window, output_size, valid_taps
 from minisegnet.parallel import parallel_map
@@ -30,31 +31,36 @@ class DepthwiseConv2dCache(NamedTuple):
 
 
 def depthwise_conv2d_forward(x, weight, *, stride=1, padding=0, dilation=1,
-                             implementation="numpy"):
+                             implementation=None):
     """Filter each channel of `x` (N, H, W, C) by its own `weight` (KH, KW, C), zero-padded.
 
     Returns `out` (N, OH, OW, C) and a cache for `depthwise_conv2d_backward`. `implementation`
-    is "loops" (the definition) or "numpy". Raises ValueError for shapes that do not fit,
-    TypeError for mixed dtypes.
+    is "loops" (the definition), "numpy", "cuda" or "cuda_cpu"; None chooses by the array. Raises
+    ValueError for shapes that do not fit, TypeError for mixed dtypes.
     """
     check_window(stride, padding, dilation)
     if x.ndim != 4 or weight.ndim != 3 or x.shape[3] != weight.shape[2]:
         raise ValueError(f"depthwise_conv2d takes x (N, H, W, C) and weight (KH, KW, C) with the "
                          f"same C, not {x.shape} and {weight.shape}")
     check_dtype("depthwise_conv2d", x, weight)
-    forward = choose(implementation, loops=depthwise_conv2d_forward_loops,
-                     numpy=depthwise_conv2d_forward_numpy)
+    forward = choose(implementation, x, loops=depthwise_conv2d_forward_loops,
+                     numpy=depthwise_conv2d_forward_numpy, cuda=depthwise_conv2d_forward_cuda)
     return (forward(x, weight, stride, padding, dilation),
             DepthwiseConv2dCache(x, weight, stride, padding, dilation))
 
 
-def depthwise_conv2d_backward(dout, cache, *, implementation="numpy"):
-    """Return `(dx, dweight)` for `dout` (N, OH, OW, C)."""
+def depthwise_conv2d_backward(dout, cache, *, dweight=None, implementation=None):
+    """Return `(dx, dweight)` for `dout` (N, OH, OW, C).
+
+    Where an array `dweight` (KH, KW, C) is given, the gradient is added to it.
+    """
     expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding, cache.dilation)
     check_upstream("depthwise_conv2d", dout, expected)
-    backward = choose(implementation, loops=depthwise_conv2d_backward_loops,
-                      numpy=depthwise_conv2d_backward_numpy)
-    return backward(dout, cache)
+    backward = choose(implementation, dout, loops=depthwise_conv2d_backward_loops,
+                      numpy=depthwise_conv2d_backward_numpy, cuda=depthwise_conv2d_backward_cuda)
+    if dweight is None:
+        dweight = get_array_module(dout).zeros(cache.weight.shape, cache.weight.dtype)
+    return backward(dout, cache, dweight), dweight
 
 
 def _output_shape(x, weight, stride, padding, dilation):
@@ -80,12 +86,11 @@ def depthwise_conv2d_forward_loops(x, weight, stride, padding, dilation):
     return out
 
 
-def depthwise_conv2d_backward_loops(dout, cache):
+def depthwise_conv2d_backward_loops(dout, cache, dweight):
     x, weight, stride, padding, dilation = cache
     N, H, W, C = x.shape
     KH, KW, _ = weight.shape
     dx = np.zeros_like(x)
-    dweight = np.zeros_like(weight)
     for n, oh, ow, c in np.ndindex(dout.shape):
         for kh, kw in np.ndindex(KH, KW):
             h = oh * stride + kh * dilation - padding
@@ -93,7 +98,7 @@ def depthwise_conv2d_backward_loops(dout, cache):
             if 0 <= h < H and 0 <= w < W:
                 dx[n, h, w, c] += dout[n, oh, ow, c] * weight[kh, kw, c]
                 dweight[kh, kw, c] += dout[n, oh, ow, c] * x[n, h, w, c]
-    return dx, dweight
+    return dx
 
 
 # ---------------------------------------------------------------- NumPy
@@ -125,7 +130,7 @@ def depthwise_conv2d_forward_numpy(x, weight, stride, padding, dilation):
     return out
 
 
-def depthwise_conv2d_backward_numpy(dout, cache):
+def depthwise_conv2d_backward_numpy(dout, cache, dweight):
     x, weight, stride, padding, dilation = cache
     xp = get_array_module(x)
     KH, KW, C = weight.shape
@@ -147,15 +152,16 @@ def depthwise_conv2d_backward_numpy(dout, cache):
 
         def backward_image(n):
             dx[n] = 0
-            dweight = xp.zeros_like(weight)
+            share = xp.zeros_like(weight)
             for tap in valid_taps(x.shape, dout.shape, (KH, KW), stride, padding, dilation):
                 dout_tap = dout[n][tap.out[1:]]  # (rows, cols, C)
                 dx[n][tap.x[1:]] += dout_tap * weight[tap.kh, tap.kw]
-                dweight[tap.kh, tap.kw] = xp.einsum("hwc,hwc->c", x[n][tap.x[1:]], dout_tap)
-            return dweight
+                share[tap.kh, tap.kw] = xp.einsum("hwc,hwc->c", x[n][tap.x[1:]], dout_tap)
+            return share
 
     # Summed in the order of the images, whichever thread was first.
-    return dx, sum(parallel_map(backward_image, range(N), work=dout.size * KH * KW))
+    dweight += sum(parallel_map(backward_image, range(N), work=dout.size * KH * KW))
+    return dx
 
 
 def _tile(xp, weight, width):
@@ -178,3 +184,73 @@ def _tap_rows(rows, kernel, OH, OW, dilation):
     row, channel = rows.strides
     return get_array_module(rows).lib.stride_tricks.as_strided(
         rows, (OH, KH, KW, OW * C), (row, row * dilation, C * dilation * channel, channel))
+
+
+# ---------------------------------------------------------------- CUDA: depthwise_conv2d.cu
+
+THREADS = 256  # of a block
+UNROLLED = (3, 5)  # kernel sizes with a version of their own
+STRIP = 4  # outputs of one thread of the forward kernel
+BACKWARD_BLOCKS = 1024  # about: enough for every multiprocessor, few enough shares of dweight
+
+KERNELS = KernelFile(__file__, templates={
+    "depthwise_conv2d_forward_kernel": ("0, 1", "0, 4", "3, 1", "3, 4", "5, 1", "5, 4"),
+    "depthwise_conv2d_backward_kernel": ("3, 1", "3, 4", "5, 1", "5, 2"),
+})
+
+
+def depthwise_conv2d_forward_cuda(x, weight, stride, padding, dilation):
+    xp = get_array_module(x)
+    x, weight = xp.ascontiguousarray(x), xp.ascontiguousarray(weight)
+    N, H, W, C = x.shape
+    KH, KW, _ = weight.shape
+    _, OH, OW, _ = shape = _output_shape(x, weight, stride, padding, dilation)
+    out = xp.empty(shape, x.dtype)
+    kernel = KH if KH == KW and KH in UNROLLED else 0
+    vector = 4 if C % 4 == 0 else 1
+    columns, rows = _block_of(C // vector)
+    KERNELS.launch(
+        f"depthwise_conv2d_forward_kernel<{kernel}, {vector}>",
+        (blocks(N * OH * blocks(OW, STRIP), rows), blocks(C // vector, columns)), (columns, rows),
+        x=x, weight=weight, out=out, N=N, H=H, W=W, C=C, OH=OH, OW=OW, KH=KH, KW=KW,
+        stride=stride, padding=padding, dilation=dilation)
+    return out
+
+
+def depthwise_conv2d_backward_cuda(dout, cache, dweight):
+    x, weight, stride, padding, dilation = cache
+    xp = get_array_module(dout)
+    dout, x, weight = map(xp.ascontiguousarray, (dout, x, weight))
+    N, H, W, C = x.shape
+    KH, KW, _ = weight.shape
+    _, OH, OW, _ = dout.shape
+    dx = xp.empty(x.shape, x.dtype)
+    sizes = dict(N=N, H=H, W=W, C=C, OH=OH, OW=OW, stride=stride, padding=padding,
+                 dilation=dilation)
+    if KH == KW and KH in UNROLLED:
+        # A thread holds KH*KW*vector sums in registers: 36 or 50.
+        widest = {3: 4, 5: 2}[KH]
+        vector = widest if C % widest == 0 else 1
+        columns, rows = _block_of(C // vector)
+        across = blocks(C // vector, columns)
+        count = min(blocks(N * H * W, rows), max(1, BACKWARD_BLOCKS // across))
+        shares = xp.empty((count, KH, KW, C), weight.dtype)
+        KERNELS.launch(f"depthwise_conv2d_backward_kernel<{KH}, {vector}>", (count, across),
+                       (columns, rows), shared_bytes=THREADS * vector * weight.dtype.itemsize,
+                       dout=dout, x=x, weight=weight, dx=dx, shares=shares, **sizes)
+        KERNELS.launch("depthwise_conv2d_sum_kernel", (blocks(weight.size, THREADS),), (THREADS,),
+                       shares=shares, dweight=dweight, count=count, size=weight.size)
+        return dx
+    KERNELS.launch("depthwise_conv2d_backward_input_kernel", (blocks(x.size, THREADS),),
+                   (THREADS,), dout=dout, weight=weight, dx=dx, KH=KH, KW=KW, **sizes)
+    KERNELS.launch("depthwise_conv2d_backward_weight_kernel", (blocks(C, 32), KH * KW), (32, 8),
+                   dout=dout, x=x, dweight=dweight, KW=KW, **sizes)
+    return dx
+
+
+def _block_of(vectors):
+    """Return (columns, rows) of a block: as many columns as there are vectors of channels."""
+    columns = 1
+    while columns < min(vectors, 32):
+        columns *= 2
+    return columns, THREADS // columns

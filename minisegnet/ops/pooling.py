@@ -37,7 +37,7 @@ class MaxPool2dCache(NamedTuple):
     padding: int
 
 
-def max_pool2d_forward(x, kernel_size, *, stride=None, padding=0, implementation="numpy"):
+def max_pool2d_forward(x, kernel_size, *, stride=None, padding=0, implementation=None):
     """Maximum over windows: `x` (N, H, W, C) -> `out` (N, OH, OW, C). Stride defaults to kernel.
 
     Among equal values the first in row order wins, and nan wins over all, as in torch. Raises
@@ -51,16 +51,16 @@ def max_pool2d_forward(x, kernel_size, *, stride=None, padding=0, implementation
         raise ValueError(f"max_pool2d takes x (N, H, W, C) and padding <= kernel_size / 2, not "
                          f"{x.shape} and padding {padding} for kernel_size {kernel_size}")
     check_dtype("max_pool2d", x)
-    forward = choose(implementation, loops=max_pool2d_forward_loops,
+    forward = choose(implementation, x, loops=max_pool2d_forward_loops,
                      numpy=max_pool2d_forward_numpy)
     out, winner = forward(x, kernel_size, stride, padding)
     return out, MaxPool2dCache(x.shape, winner, kernel_size, stride, padding)
 
 
-def max_pool2d_backward(dout, cache, *, implementation="numpy"):
+def max_pool2d_backward(dout, cache, *, implementation=None):
     """dx: each output's gradient goes to the one pixel that was its maximum."""
     check_upstream("max_pool2d", dout, cache.winner.shape)
-    backward = choose(implementation, loops=max_pool2d_backward_loops,
+    backward = choose(implementation, dout, loops=max_pool2d_backward_loops,
                       numpy=max_pool2d_backward_numpy)
     return backward(dout, cache)
 

@@ -72,7 +72,7 @@ def cached_rows(bytes_per_row):
     return max(4, BLOCK_BYTES // max(1, bytes_per_row))
 
 
-def upsample_bilinear_forward(x, size, *, implementation="numpy"):
+def upsample_bilinear_forward(x, size, *, implementation=None):
     """Resize x (N, H, W, C) bilinearly to (N, OH, OW, C), size = (OH, OW), up or down.
 
     Equals torch.nn.functional.interpolate(mode="bilinear", align_corners=False).
@@ -86,17 +86,17 @@ def upsample_bilinear_forward(x, size, *, implementation="numpy"):
     out_size = tuple(int(length) for length in size)
     if len(out_size) != 2 or min(out_size) < 1:
         raise ValueError(f"size is {size}; expected (height, width), both at least 1")
-    forward = choose(implementation, loops=upsample_bilinear_forward_loops,
+    forward = choose(implementation, x, loops=upsample_bilinear_forward_loops,
                      numpy=upsample_bilinear_forward_numpy)
     return forward(x, out_size), UpsampleBilinearCache(x.shape[1:3], out_size)
 
 
-def upsample_bilinear_backward(dout, cache, *, implementation="numpy"):
+def upsample_bilinear_backward(dout, cache, *, implementation=None):
     """Return dx (N, H, W, C) for dout (N, OH, OW, C): the transpose of the forward pass."""
     if dout.ndim != 4 or dout.shape[1:3] != cache.out_size:
         raise ValueError(f"dout has shape {dout.shape}; expected (N, OH, OW, C) with "
                          f"(OH, OW) = {cache.out_size}")
-    backward = choose(implementation, loops=upsample_bilinear_backward_loops,
+    backward = choose(implementation, dout, loops=upsample_bilinear_backward_loops,
                       numpy=upsample_bilinear_backward_numpy)
     return backward(dout, cache.in_size)
 
