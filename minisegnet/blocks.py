@@ -1,5 +1,9 @@
 """Blocks: small fixed compositions of layers that every model here is made of."""
 
+import numpy as np
+
+from minisegnet import ops
+from minisegnet.backend import get_array_module
 from minisegnet.layers import (
     BatchNorm2d,
     Conv2d,
@@ -20,12 +24,20 @@ class ConvNormActivation(Layer):
         self.norm = BatchNorm2d(channels, momentum=momentum, eps=eps)
         self.activation = activation() if activation is not None else None
 
+        self._is_fused = False  # whether the last forward did norm and activation in one
+
     def forward(self, x):
-        x = self.norm.forward(self.conv.forward(x))
+        x = self.conv.forward(x)
+        # On a GPU memory traffic decides: norm and activation share their passes, and the norm's
+        # output is never stored. On a CPU the second computation of it would cost more.
+        self._is_fused = self.activation is not None and get_array_module(x) is not np
+        if self._is_fused:
+            return self.norm.forward(x, self.activation.name)
+        x = self.norm.forward(x)
         return x if self.activation is None else self.activation.forward(x)
 
     def backward(self, dout, **conv_options):
-        if self.activation is not None:
+        if self.activation is not None and not self._is_fused:
             dout = self.activation.backward(dout)
         return self.conv.backward(self.norm.backward(dout), **conv_options)
 
@@ -84,15 +96,13 @@ class SqueezeExcite(Layer):
     def forward(self, x):
         gate = self.fc1.forward(self.pool.forward(x))
         gate = self.hardsigmoid.forward(self.fc2.forward(self.relu.forward(gate)))
-        self._keep((x, gate))  # (N, H, W, C), (N, 1, 1, C)
-        return x * gate
+        out, cache = ops.channel_scale_forward(x, gate)
+        self._keep(cache)
+        return out
 
     def backward(self, dout):
-        x, gate = self._spend()
         # x reaches the output twice, as the factor and through the gate: its gradients add up.
-        dgate = (dout * x).sum(axis=(1, 2), keepdims=True)
+        dx, dgate = ops.channel_scale_backward(dout, self._spend())
         dgate = self.fc2.backward(self.hardsigmoid.backward(dgate))
         dgate = self.fc1.backward(self.relu.backward(dgate))
-        dx = self.pool.backward(dgate)
-        dx += dout * gate
-        return dx
+        return self.pool.backward(dgate, add_to=dx)

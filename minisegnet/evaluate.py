@@ -77,9 +77,7 @@ def build_parser():
 def main(argv=None):
     settings = build_parser().parse_args(argv)
     settings.ensemble = settings.ensemble or []
-    if settings.device == "cuda":
-        select_device("cuda")  # names what is missing, if anything is
-        raise UserError("--device cuda: evaluation on a GPU is not there yet; use --device cpu")
+    xp = select_device(settings.device)
     if settings.all and settings.ensemble:
         raise UserError("--all scores checkpoints one by one, --ensemble together; leave one out")
 
@@ -106,6 +104,8 @@ def main(argv=None):
     for paths in groups:
         if settings.all:
             loaded = [load_checked(paths[0])]
+        for model, _ in loaded:
+            model.to(xp)
         scores = score_members(settings, loaded, dataset)
         reports.append({
             "epoch": loaded[0][1]["epoch"], "files": [str(each) for each in paths],

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from minisegnet import ops
+from minisegnet.backend import asnumpy, get_array_module
 
 _keeps_caches = True
 
@@ -104,6 +105,11 @@ class Layer:
         """How many numbers training adjusts."""
         return sum(array.size for _, array in self.named_parameters())
 
+    @property
+    def xp(self):
+        """The array module of the device that the parameters are on."""
+        return get_array_module(next(self.named_parameters())[1])
+
     def zero_grad(self):
         """Set every gradient to zero, in place."""
         for _, gradient in self.named_gradients():
@@ -118,6 +124,19 @@ class Layer:
     def eval(self):
         """Set evaluation (running statistics, no dropout); return self."""
         return self.train(False)
+
+    def to(self, xp):
+        """Move every array to a device, named by its array module (numpy, cupy); return self.
+
+        To be done before an optimizer gathers the parameters.
+        """
+        for _, layer in self.named_layers():
+            layer._move(xp)
+        return self
+
+    def _move(self, xp):
+        for arrays in (self.params, self.grads, self.buffers):
+            arrays.update({name: xp.asarray(asnumpy(array)) for name, array in arrays.items()})
 
     def astype(self, dtype):
         """Convert every array to `dtype`; return self."""
@@ -159,11 +178,9 @@ class Conv2d(Layer):
         return out
 
     def backward(self, dout, *, input_gradient=True):
-        dx, dweight, dbias = ops.conv2d_backward(dout, self._spend(),
-                                                 input_gradient=input_gradient)
-        self.grads["weight"] += dweight
-        if dbias is not None:
-            self.grads["bias"] += dbias
+        dx, _, _ = ops.conv2d_backward(dout, self._spend(), input_gradient=input_gradient,
+                                       dweight=self.grads["weight"],
+                                       dbias=self.grads.get("bias"))
         return dx
 
 
@@ -189,9 +206,8 @@ class ConvTranspose2d(Layer):
         return out
 
     def backward(self, dout):
-        dx, dweight, dbias = ops.conv_transpose2d_backward(dout, self._spend())
-        self.grads["weight"] += dweight
-        self.grads["bias"] += dbias
+        dx, _, _ = ops.conv_transpose2d_backward(
+            dout, self._spend(), dweight=self.grads["weight"], dbias=self.grads["bias"])
         return dx
 
 
@@ -210,8 +226,7 @@ class DepthwiseConv2d(Layer):
         return out
 
     def backward(self, dout):
-        dx, dweight = ops.depthwise_conv2d_backward(dout, self._spend())
-        self.grads["weight"] += dweight
+        dx, _ = ops.depthwise_conv2d_backward(dout, self._spend(), dweight=self.grads["weight"])
         return dx
 
 
@@ -236,18 +251,19 @@ class BatchNorm2d(Layer):
         """Whether the next forward normalises by the batch, and not by the running statistics."""
         return self.training and not self.frozen_statistics
 
-    def forward(self, x):
-        mean, var = self.buffers["running_mean"], self.buffers["running_var"]
-        out, cache, mean[...], var[...] = ops.batch_norm_forward(
-            x, self.params["weight"], self.params["bias"], mean, var,
-            training=self.uses_batch_statistics, momentum=self.momentum, eps=self.eps)
+    def forward(self, x, activation=None):
+        """Return the output for `x`; `activation` is the name of one to apply in the same pass."""
+        running = self.buffers["running_mean"], self.buffers["running_var"]
+        out, cache, _, _ = ops.batch_norm_forward(
+            x, self.params["weight"], self.params["bias"], *running, running_out=running,
+            training=self.uses_batch_statistics, momentum=self.momentum, eps=self.eps,
+            activation=activation)
         self._keep(cache)
         return out
 
     def backward(self, dout):
-        dx, dweight, dbias = ops.batch_norm_backward(dout, self._spend())
-        self.grads["weight"] += dweight
-        self.grads["bias"] += dbias
+        dx, _, _ = ops.batch_norm_backward(dout, self._spend(), dweight=self.grads["weight"],
+                                           dbias=self.grads["bias"])
         return dx
 
 
@@ -275,6 +291,7 @@ class _Activation(Layer):
 class ReLU(_Activation):
     """max(x, 0)."""
 
+    name = "relu"
     _forward_op = staticmethod(ops.relu_forward)
     _backward_op = staticmethod(ops.relu_backward)
 
@@ -282,6 +299,7 @@ class ReLU(_Activation):
 class ReLU6(_Activation):
     """min(max(x, 0), 6)."""
 
+    name = "relu6"
     _forward_op = staticmethod(ops.relu6_forward)
     _backward_op = staticmethod(ops.relu6_backward)
 
@@ -289,6 +307,7 @@ class ReLU6(_Activation):
 class Hardswish(_Activation):
     """x * clip(x + 3, 0, 6) / 6."""
 
+    name = "hardswish"
     _forward_op = staticmethod(ops.hardswish_forward)
     _backward_op = staticmethod(ops.hardswish_backward)
 
@@ -296,6 +315,7 @@ class Hardswish(_Activation):
 class Hardsigmoid(_Activation):
     """clip(x + 3, 0, 6) / 6."""
 
+    name = "hardsigmoid"
     _forward_op = staticmethod(ops.hardsigmoid_forward)
     _backward_op = staticmethod(ops.hardsigmoid_backward)
 
@@ -303,15 +323,22 @@ class Hardsigmoid(_Activation):
 class Sigmoid(_Activation):
     """1 / (1 + exp(-x))."""
 
+    name = "sigmoid"
     _forward_op = staticmethod(ops.sigmoid_forward)
     _backward_op = staticmethod(ops.sigmoid_backward)
 
 
-class GlobalAveragePool(_Activation):
+class GlobalAveragePool(Layer):
     """Mean over the pixels: (N, H, W, C) to (N, 1, 1, C)."""
 
-    _forward_op = staticmethod(ops.global_average_pool_forward)
-    _backward_op = staticmethod(ops.global_average_pool_backward)
+    def forward(self, x):
+        out, cache = ops.global_average_pool_forward(x)
+        self._keep(cache)
+        return out
+
+    def backward(self, dout, *, add_to=None):
+        """Return `dx`; where the gradient of x by another way is given, `add_to` with dx added."""
+        return ops.global_average_pool_backward(dout, self._spend(), add_to=add_to)
 
 
 class MaxPool2d(Layer):
@@ -332,23 +359,32 @@ class MaxPool2d(Layer):
 
 
 class Dropout(Layer):
-    """Zero with probability `p` in training, scaled to keep the mean; nothing in evaluation."""
+    """Zero with probability `p` in training, scaled to keep the mean; nothing in evaluation.
+
+    It draws from the Generator `rng`, and on a device from `device_rng`, seeded by it.
+    """
 
     def __init__(self, p, *, rng):
         super().__init__()
-        self.p, self.rng = p, rng
+        self.p, self.rng, self.device_rng = p, rng, None
+
+    def _move(self, xp):
+        super()._move(xp)
+        if xp is not np and self.device_rng is None:
+            self.device_rng = ops.DeviceRandom(int(self.rng.integers(2 ** 63)), xp)
 
     def forward(self, x):
         if not self.training or self.p == 0:
             self._keep("nothing was dropped")
             return x
-        out, mask = ops.dropout_forward(x, self.p, self.rng)
-        self._keep(mask)
+        rng = self.rng if get_array_module(x) is np else self.device_rng
+        out, cache = ops.dropout_forward(x, self.p, rng)
+        self._keep(cache)
         return out
 
     def backward(self, dout):
-        mask = self._spend()
-        return dout if isinstance(mask, str) else ops.dropout_backward(dout, mask)
+        cache = self._spend()
+        return dout if isinstance(cache, str) else ops.dropout_backward(dout, cache)
 
 
 class Upsample(Layer):

@@ -25,6 +25,7 @@ import numpy as np
 from tqdm import tqdm
 
 from minisegnet import plots
+from minisegnet.backend import select_device
 from minisegnet.cli import ArgumentParser, number, positive_int
 from minisegnet.datasets import ClassMap
 from minisegnet.datasets.files import read_image
@@ -35,6 +36,7 @@ from minisegnet.layers import inference_mode
 from minisegnet.models.unet import LEAST_SIDE
 from minisegnet.plots.figures import class_legend
 from minisegnet.training.checkpoint import load_model, write_atomically
+from minisegnet.training.evaluation import coarse_logits
 from minisegnet.training.sliding_window import (
     enlarged_rows,
     grid_windows,
@@ -88,9 +90,9 @@ class Predictor(NamedTuple):
         """Return probabilities (N, h, w, K) of windows; with `flip` (N, h, w, 2K), two views."""
         images = normalize(windows)
         with inference_mode():
-            views = [self.model.forward_coarse(images)]
+            views = [coarse_logits(self.model, images)]
             if self.flip:
-                mirrored = self.model.forward_coarse(np.ascontiguousarray(images[:, :, ::-1]))
+                mirrored = coarse_logits(self.model, np.ascontiguousarray(images[:, :, ::-1]))
                 views.append(mirrored[:, :, ::-1])
         return np.concatenate([_softmax(view, axis=3) for view in views], axis=3)
 
@@ -101,10 +103,11 @@ def _softmax(logits, axis):
     return probs
 
 
-def load_predictor(path, *, image_size=None, flip=False, batch_size=2):
+def load_predictor(path, *, image_size=None, flip=False, batch_size=2, xp=np):
     """Return the `Predictor` of a checkpoint, or of best.npz in a run folder.
 
-    `image_size` [h, w] stands in for the size in training. Raises UserError if there is none, it
+    `image_size` [h, w] stands in for the size in training; the model computes on the device of
+    the array module `xp`. Raises UserError if there is none, it
     does not know its classes.
     """
     model, checkpoint = load_model(checkpoint_path(path))
@@ -122,7 +125,7 @@ def load_predictor(path, *, image_size=None, flip=False, batch_size=2):
                         f"runs of this version save ({error}); train again") from error
     with inference_mode():
         coarse = model.forward_coarse(np.zeros((1, 64, 64, 3), np.float32))
-    return Predictor(model, classes, window, scale, 64 // coarse.shape[1], flip, batch_size)
+    return Predictor(model.to(xp), classes, window, scale, 64 // coarse.shape[1], flip, batch_size)
 
 
 class Results(NamedTuple):
@@ -282,13 +285,16 @@ def build_parser():
                         help="windows in one forward")
     parser.add_argument("--tta", action="store_true",
                         help="average with the prediction of the mirror image: twice the time")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto",
+                        help="where to compute")
     return parser
 
 
 def main(argv=None):
     settings = build_parser().parse_args(argv)
     predictor = load_predictor(settings.run, image_size=settings.image_size, flip=settings.tta,
-                               batch_size=settings.batch_size)
+                               batch_size=settings.batch_size,
+                               xp=select_device(settings.device))
     pictures, folder = find_pictures(settings.pictures), Path(settings.output)
     plan = plan_results(pictures, folder, overlay=not settings.no_overlay,
                         probabilities=settings.probabilities, overwrite=settings.overwrite)

@@ -19,6 +19,7 @@ from minisegnet.diagnosis import read_evidence, report_lines
 from minisegnet.errors import UserError, run_command
 from minisegnet.imbalance import ClassStatistics
 from minisegnet.imbalance.fingerprint import format_fingerprint, know_nothing
+from minisegnet.losses import WITHOUT_KERNELS
 from minisegnet.models import build_model
 from minisegnet.models.unet import LEAST_SIDE
 from minisegnet.optim import ExponentialMovingAverage, near_restart_top
@@ -32,6 +33,7 @@ from minisegnet.training.build import (
 )
 from minisegnet.training.checklist import format_checklist
 from minisegnet.training.checkpoint import read_checkpoint
+from minisegnet.training.device_step import DeviceStep
 from minisegnet.training.inspection import inspect
 from minisegnet.training.ledger_log import LedgerLog, steps_between_records
 from minisegnet.training.memory import estimate_memory, format_estimate, machine_memory
@@ -51,10 +53,7 @@ CANNOT_FIT = 1.25  # times what is left, since an estimate may be wrong
 
 def main(argv=None):
     settings = parse_settings(argv)
-    if settings.device == "cuda":
-        select_device("cuda")  # names what is missing, if anything is
-        raise UserError("--device cuda: training on a GPU is not there yet; use --device cpu")
-
+    xp = _select_device(settings)
     # Everything that can be refused is refused before the run folder is made.
     train_set, val_set, statistics, val_statistics = _open_data(settings)
     names = train_set.class_names
@@ -65,14 +64,16 @@ def main(argv=None):
         weights = build_weights(settings.class_weights, statistics, names)
     else:
         weights = run_folder.read_class_weights(folder, names, statistics, val_statistics)
-    trainer = _build_trainer(settings, model, train_set, val_set, weights, statistics)
     resumable = folder is not None and (folder / "last.npz").exists()
     if settings.init_from is not None and not resumable:
         _initialize(settings, model)
+    model.to(xp)
+    trainer = _build_trainer(settings, model, train_set, val_set, weights, statistics)
     _print_header(settings, model, train_set, val_set, statistics)
     trainer.baselines = _print_fingerprint(settings, names, weights, statistics, val_statistics)
     _warn(settings, trainer)
-    _check_memory(settings, model)
+    if xp is np:  # the estimate is one of what NumPy needs
+        _check_memory(settings, model)
     if settings.dry_run:
         return 0
 
@@ -127,6 +128,21 @@ def main(argv=None):
     if settings.debug:
         _print_diagnosis(folder)
     return 0
+
+
+def _select_device(settings):
+    """Return the array module of --device; "auto" is the CPU for what a GPU cannot do here."""
+    obstacles = [f"--{flag} looks at every tensor on the host"
+                 for flag in ("debug", "ledger") if getattr(settings, flag)]
+    obstacles += [f"--loss {loss} sorts all pixels, for which there are no kernels"
+                  for loss in (settings.loss, *(loss for _, loss in settings.loss_after))
+                  if loss in WITHOUT_KERNELS]
+    if obstacles and settings.device == "auto":
+        return np
+    xp = select_device(settings.device)
+    if obstacles and xp is not np:
+        raise UserError(f"{obstacles[0]}; use --device cpu")
+    return xp
 
 
 def _print_checklist(trainer, train_set, val_set, statistics, val_statistics):
@@ -201,14 +217,17 @@ def _build_trainer(settings, model, train_set, val_set, weights, statistics):
     phases = Phases(settings, model=model, optimizer=optimizer, train_set=train_set,
                     val_set=val_set, weights=weights, statistics=statistics)
     plateau, early_stopping = build_watchers(settings)
+    ema = ExponentialMovingAverage(optimizer, model, settings.ema) if settings.ema else None
+    device_step = None
+    if model.xp is not np:
+        device_step = DeviceStep(model, optimizer, clip_norm=settings.clip_norm, ema=ema)
     return Trainer(
         model=model, optimizer=optimizer, phase=phases, folder=None,
         schedule=build_schedule(settings, phases.steps_per_epoch),
         class_names=train_set.class_names, epochs=settings.epochs,
         accumulate=settings.accumulate, clip_norm=settings.clip_norm, min_lr=settings.min_lr,
         val_every=settings.val_every, save_every=settings.save_every, monitor=settings.monitor,
-        ema=ExponentialMovingAverage(optimizer, model, settings.ema) if settings.ema else None,
-        plateau=plateau, early_stopping=early_stopping)
+        ema=ema, plateau=plateau, early_stopping=early_stopping, device_step=device_step)
 
 
 def _initialize(settings, model):

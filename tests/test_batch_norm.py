@@ -6,9 +6,11 @@ from checks import assert_agrees, assert_finite_differences_agree, frozen, non_c
 
 from minisegnet.ops import batch_norm_backward, batch_norm_forward
 
-pytestmark = pytest.mark.parametrize("implementation", ["loops", "numpy"])
+pytestmark = pytest.mark.parametrize(
+    "implementation", ["loops", "numpy", "cuda_cpu", "cuda_cpu_naive"])
 
-SHAPES = [(2, 3, 4, 5), (1, 6, 1, 2), (4, 1, 1, 3), (1, 2, 1, 1), (3, 40, 50, 16)]
+SHAPES = [(2, 3, 4, 5), (1, 6, 1, 2), (4, 1, 1, 3), (1, 2, 1, 1), (3, 40, 50, 16), (2, 1, 1, 40),
+          (3, 7, 9, 33), (1, 19, 23, 12)]
 
 
 @pytest.fixture
@@ -105,6 +107,60 @@ def test_non_contiguous_inputs_give_the_same_numbers(rng, training, implementati
                         *batch_norm_backward(upstream, cache, implementation=implementation)))
     for plain, awkward in zip(*results):
         assert_agrees(awkward, plain)
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
+def test_gradients_are_added_to_arrays_that_are_given(rng, training, implementation):
+    inputs = draw_inputs(rng, (2, 3, 4, 5))
+    dout = rng.standard_normal((2, 3, 4, 5))
+    _, cache, *_ = batch_norm_forward(*inputs, training=training, implementation=implementation)
+    dx, dweight, dbias = batch_norm_backward(dout, cache, implementation=implementation)
+    before = rng.standard_normal((2, 5))
+    given = before.copy()
+    again = batch_norm_backward(dout, cache, dweight=given[0], dbias=given[1],
+                                implementation=implementation)
+    assert again[1].base is given and again[2].base is given
+    for actual, expected in zip(again, (dx, before[0] + dweight, before[1] + dbias)):
+        assert_agrees(actual, expected)
+    # One without the other.
+    given = before.copy()
+    _, share, _ = batch_norm_backward(dout, cache, dbias=given[1], implementation=implementation)
+    assert_agrees(share, dweight)
+    assert_agrees(given, before + [np.zeros(5), dbias])
+
+
+def test_running_statistics_go_where_they_are_asked_to(rng, implementation):
+    x, weight, bias, mean, var = draw_inputs(rng, (2, 3, 4, 5))  # all read-only
+    options = {"training": True, "momentum": 0.3, "implementation": implementation}
+    out, _, new_mean, new_var = batch_norm_forward(x, weight, bias, mean, var, **options)
+    assert abs(new_mean - mean).min() > 1e-3 and abs(new_var - var).min() > 1e-3
+    # Into other arrays, then into the running statistics themselves.
+    for running in ((mean, var), (mean.copy(), var.copy())):
+        into = running if running[0].flags.writeable else (np.empty(5), np.empty(5))
+        again, _, *returned = batch_norm_forward(x, weight, bias, *running, **options,
+                                                 running_out=into)
+        assert returned[0] is into[0] and returned[1] is into[1]
+        for actual, expected in zip((again, *into), (out, new_mean, new_var)):
+            np.testing.assert_array_equal(actual, expected)
+
+
+def test_running_statistics_are_left_alone_in_evaluation(rng, implementation):
+    x, weight, bias, mean, var = draw_inputs(rng, (2, 3, 4, 5))
+    into = np.zeros(5), np.zeros(5)
+    _, _, *returned = batch_norm_forward(x, weight, bias, mean, var, training=False,
+                                         running_out=into, implementation=implementation)
+    assert returned[0] is mean and returned[1] is var
+    assert not into[0].any() and not into[1].any()
+
+
+@pytest.mark.parametrize("into, message", [
+    ((np.ones(4), np.ones(5)), r"its mean is float64 \(4,\)"),
+    ((np.ones(5), np.ones(5, np.float32)), r"its var is float32 \(5,\)"),
+])
+def test_arrays_that_cannot_take_the_statistics_are_refused(rng, into, message, implementation):
+    with pytest.raises(ValueError, match=message):
+        batch_norm_forward(*draw_inputs(rng, (2, 3, 4, 5)), training=True, running_out=into,
+                           implementation=implementation)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

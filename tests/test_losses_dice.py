@@ -24,6 +24,7 @@ OPTIONS = {
     "smp with smooth": {"mode": "smp", "smooth": 0.7, "log": True},
     "everything": {"smooth": 0.3, "classes": "all", "weight": [1, 2, 0, 4, 5], "log": True},
 }
+BOTH = pytest.mark.parametrize("implementation", ["numpy", "cuda_cpu"])
 
 
 def loss_and_gradient(logits, target, dloss=1.0, **options):
@@ -63,11 +64,12 @@ def smp_in_torch(torch, z, y, ignore_index, smooth, log, eps=1e-7):
     return (loss * (count > 0)).mean()
 
 
-def test_two_pixels_by_hand():
+@BOTH
+def test_two_pixels_by_hand(implementation):
     # p = [.8 .2] true 0, p = [.4 .6] true 1, and an ignored one; smooth 1
     logits = np.log([[0.8, 0.2], [0.4, 0.6], [0.9, 0.1]]).reshape(1, 1, 3, 2)
     target = np.array([0, 1, 255]).reshape(1, 1, 3)
-    loss, dlogits = loss_and_gradient(logits, target)
+    loss, dlogits = loss_and_gradient(logits, target, implementation=implementation)
     dice = np.array([(2 * 0.8 + 1) / (1.2 + 1 + 1), (2 * 0.6 + 1) / (0.8 + 1 + 1)])
     assert loss == pytest.approx(1 - dice.mean(), rel=1e-14)
     # first pixel: dp = dS + [dI_0, 0], and dz_0 = p_0 (1 - p_0) (dp_0 - dp_1)
@@ -76,19 +78,21 @@ def test_two_pixels_by_hand():
     assert not dlogits[0, 0, 2].any()
 
 
+@BOTH
 @pytest.mark.parametrize(
     "smooth, classes, weight, log, ignore_index",
     list(itertools.product([0.0, 1.0], ["present", "all"], [None, [0.5, 2.0, 1.0, 7.0, 3.0]],
                            [False, True], [255, -1, 1])),
 )
 def test_loss_and_dlogits_match_autograd_for_every_set_of_options(
-    rng, torch, smooth, classes, weight, log, ignore_index
+    rng, torch, smooth, classes, weight, log, ignore_index, implementation
 ):
     logits, target = batch_without_class_two(rng, ignore_index)
     dloss = rng.uniform(0.5, 2.0)
     options = dict(smooth=smooth, classes=classes, weight=weight, log=log,
                    ignore_index=ignore_index)
-    loss, dlogits = loss_and_gradient(logits, target, dloss, **options)
+    loss, dlogits = loss_and_gradient(logits, target, dloss, **options,
+                                      implementation=implementation)
     z, y = to_torch(torch, logits, target)
     expected = pooled_in_torch(torch, z, y, **options)
     (expected * dloss).backward()
@@ -96,15 +100,16 @@ def test_loss_and_dlogits_match_autograd_for_every_set_of_options(
     assert relative_error(dlogits, from_torch(z.grad)) < 1e-12
 
 
+@BOTH
 @pytest.mark.parametrize("smooth", [0.0, 1.0])
 @pytest.mark.parametrize("log", [False, True])
 @pytest.mark.parametrize("ignore_index", [255, 1])
 def test_mode_smp_matches_the_formula_of_segmentation_models_pytorch(
-    rng, torch, smooth, log, ignore_index
+    rng, torch, smooth, log, ignore_index, implementation
 ):
     logits, target = batch_without_class_two(rng, ignore_index)
     loss, dlogits = loss_and_gradient(logits, target, 1.3, mode="smp", smooth=smooth, log=log,
-                                      ignore_index=ignore_index)
+                                      ignore_index=ignore_index, implementation=implementation)
     z, y = to_torch(torch, logits, target)
     expected = smp_in_torch(torch, z, y, ignore_index, smooth, log)
     (expected * 1.3).backward()
@@ -131,12 +136,16 @@ def test_mode_smp_with_few_classes_present_stays_small(rng):
     assert dice_forward(logits, target, smooth=0.0)[0] == pytest.approx(1.0, rel=1e-9)
 
 
-def test_a_perfect_prediction_has_loss_zero_and_an_absent_class_does_not_spoil_it(rng):
+@BOTH
+def test_a_perfect_prediction_has_loss_zero_and_an_absent_class_does_not_spoil_it(
+    rng, implementation
+):
     target = rng.integers(0, 3, (2, 5, 7))
     logits = 2000.0 * np.eye(4)[target]
     for classes in ("present", "all"):
         for smooth in (0.0, 1.0):
-            loss, dlogits = loss_and_gradient(logits, target, classes=classes, smooth=smooth)
+            loss, dlogits = loss_and_gradient(logits, target, classes=classes, smooth=smooth,
+                                              implementation=implementation)
             assert loss == 0 and not dlogits.any()
 
 
@@ -149,13 +158,14 @@ def test_an_absent_class_is_only_pushed_down_if_all_are_averaged(rng):
     assert everything == pytest.approx((4 * present + absent) / 5, rel=1e-12)
 
 
-def test_log_dice_of_a_hopeless_class_is_cut_with_its_gradient(torch):
+@BOTH
+def test_log_dice_of_a_hopeless_class_is_cut_with_its_gradient(torch, implementation):
     # class 0 is there with p = 1e-11: its dice lies below 1e-7, class 1 alone still learns
     logits = np.array([[0.0, 25.0, 0.0], [1.0, 2.0, 0.0]]).reshape(1, 1, 2, 3)
     target = np.array([0, 1]).reshape(1, 1, 2)
     logits[0, 0, 1, 0] = -30.0
     options = dict(smooth=0.0, classes="present", weight=None, log=True)
-    loss, dlogits = loss_and_gradient(logits, target, **options)
+    loss, dlogits = loss_and_gradient(logits, target, **options, implementation=implementation)
     z, y = to_torch(torch, logits, target)
     expected = pooled_in_torch(torch, z, y, 255, **options)
     expected.backward()
@@ -163,10 +173,11 @@ def test_log_dice_of_a_hopeless_class_is_cut_with_its_gradient(torch):
     assert relative_error(dlogits, from_torch(z.grad)) < 1e-12
 
 
-def test_log_dice_of_zero_is_cut(rng):
+@BOTH
+def test_log_dice_of_zero_is_cut(rng, implementation):
     logits, target = batch_without_class_two(rng)
     loss, dlogits = loss_and_gradient(logits, target, log=True, classes="all", smooth=0.0,
-                                      weight=[0, 0, 1, 0, 0])
+                                      weight=[0, 0, 1, 0, 0], implementation=implementation)
     assert loss == pytest.approx(-np.log(1e-7)) and not dlogits.any()
 
 
@@ -178,11 +189,12 @@ def test_equals_one_image_of_all_pixels(rng):
     assert relative_error(dother.reshape(dlogits.shape), dlogits) < 1e-14
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_huge_logits_stay_finite(rng, dtype, options):
+def test_huge_logits_stay_finite(rng, dtype, options, implementation):
     logits, target = batch_without_class_two(rng, dtype=dtype, scale=1e4)
-    loss, dlogits = loss_and_gradient(logits, target, **options)
+    loss, dlogits = loss_and_gradient(logits, target, **options, implementation=implementation)
     assert np.isfinite(loss) and np.isfinite(dlogits).all()
     assert loss.dtype == dlogits.dtype == dtype
 

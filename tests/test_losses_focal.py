@@ -18,6 +18,7 @@ from minisegnet.losses import (
 )
 
 ALPHAS = {"no alpha": None, "one number": 0.25, "per class": [0.5, 2.0, 0.0, 7.0]}
+BOTH = pytest.mark.parametrize("implementation", ["numpy", "cuda_cpu"])
 
 
 def loss_and_gradient(logits, target, dloss=1.0, **options):
@@ -36,25 +37,28 @@ def focal_in_torch(torch, z, y, alpha, gamma, ignore_index):
     return (alpha * (1 - log_pt.exp()) ** gamma * -log_pt).mean()
 
 
-def test_one_pixel_by_hand():
+@BOTH
+def test_one_pixel_by_hand(implementation):
     # p = 0.3 for the true class: CE 1.204, focal 0.7^2 * 1.204 = 0.590
     logits = np.log([0.3, 0.7]).reshape(1, 1, 1, 2)
-    loss, dlogits = loss_and_gradient(logits, np.zeros((1, 1, 1), np.uint8))
+    loss, dlogits = loss_and_gradient(logits, np.zeros((1, 1, 1), np.uint8),
+                                      implementation=implementation)
     assert loss == pytest.approx(0.49 * -np.log(0.3), rel=1e-14)
     factor = 0.49 - 2 * 0.7 * 0.3 * np.log(0.3)
     np.testing.assert_allclose(dlogits.ravel(), [-0.7 * factor, 0.7 * factor], rtol=1e-13)
 
 
+@BOTH
 @pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 1.0, 2.0, 5.0])
 @pytest.mark.parametrize("ignore_index", [255, -1, 1])
 def test_loss_and_dlogits_match_autograd_for_every_pair_of_options(
-    rng, torch, alpha, gamma, ignore_index
+    rng, torch, alpha, gamma, ignore_index, implementation
 ):
     logits, target = random_batch(rng, ignore_index=ignore_index)
     dloss = rng.uniform(0.5, 2.0)
     loss, dlogits = loss_and_gradient(logits, target, dloss, alpha=alpha, gamma=gamma,
-                                      ignore_index=ignore_index)
+                                      ignore_index=ignore_index, implementation=implementation)
     z, y = to_torch(torch, logits, target)
     expected = focal_in_torch(torch, z, y, alpha, gamma, ignore_index)
     (expected * dloss).backward()
@@ -108,12 +112,13 @@ def test_at_a_uniform_prediction_every_class_pulls_as_in_cross_entropy(rng):
     np.testing.assert_allclose(share / share.sum(), expected / expected.sum(), rtol=1e-12)
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("gamma", [0.0, 1e-3, 0.5, 1.0, 2.0, 20.0])
-def test_finite_where_the_true_class_is_certain_or_hopeless(dtype, gamma):
+def test_finite_where_the_true_class_is_certain_or_hopeless(dtype, gamma, implementation):
     logits = np.array([[1e4, -1e4], [40.0, 0.0], [0.0, 1e4], [0.0, 0.0]], dtype)
     logits, target = logits.reshape(1, 2, 2, 2), np.zeros((1, 2, 2), np.uint8)
-    loss, dlogits = loss_and_gradient(logits, target, gamma=gamma)
+    loss, dlogits = loss_and_gradient(logits, target, gamma=gamma, implementation=implementation)
     assert np.isfinite(loss) and np.isfinite(dlogits).all()
     np.testing.assert_allclose(loss, (1e4 + 0.5**gamma * np.log(2)) / 4, rtol=1e-6)
     # certain: no pull; hopeless: the full pull of cross-entropy
@@ -121,22 +126,24 @@ def test_finite_where_the_true_class_is_certain_or_hopeless(dtype, gamma):
     np.testing.assert_allclose(dlogits[0, 1, 0], [-0.25, 0.25], rtol=1e-6)
 
 
-def test_the_gradient_of_easy_pixels_keeps_its_digits():
+@BOTH
+def test_the_gradient_of_easy_pixels_keeps_its_digits(implementation):
     # 1 - p_t from 1/2 down to 4e-11, with gamma < 1, where the factor is large times small
     logits = np.zeros((1, 1, 25, 2))
     logits[0, 0, :, 0] = np.arange(25)
     target = np.zeros((1, 1, 25), np.int64)
-    _, dlogits = loss_and_gradient(logits, target, gamma=0.5)
+    _, dlogits = loss_and_gradient(logits, target, gamma=0.5, implementation=implementation)
     p = probabilities(logits)[..., 0]
     miss = 1 / (1 + np.exp(logits[..., 0]))
     factor = miss**0.5 + 0.5 * miss**-0.5 * p * np.log1p(np.exp(-logits[..., 0]))
     np.testing.assert_allclose(dlogits[..., 1], factor * miss / 25, rtol=1e-4)
 
 
-def test_float32_is_kept_and_close_to_float64(rng):
+@BOTH
+def test_float32_is_kept_and_close_to_float64(rng, implementation):
     logits, target = random_batch(rng, shape=(2, 90, 100), num_classes=21, dtype=np.float32)
     alpha = rng.uniform(0.1, 50.0, 21)
-    loss, dlogits = loss_and_gradient(logits, target, alpha=alpha)
+    loss, dlogits = loss_and_gradient(logits, target, alpha=alpha, implementation=implementation)
     expected, dexpected = loss_and_gradient(logits.astype(np.float64), target, alpha=alpha)
     assert loss.dtype == dlogits.dtype == np.float32
     assert loss == pytest.approx(expected, rel=3e-7)

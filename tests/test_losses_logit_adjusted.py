@@ -17,6 +17,7 @@ from minisegnet.losses import (
 
 PRIOR = [0.7, 0.1, 0.05, 0.15]
 WEIGHT = [0.5, 2.0, 1.0, 7.0]
+BOTH = pytest.mark.parametrize("implementation", ["numpy", "cuda_cpu"])
 
 
 def loss_and_gradient(logits, target, dloss=1.0, *, prior=PRIOR, **options):
@@ -24,10 +25,12 @@ def loss_and_gradient(logits, target, dloss=1.0, *, prior=PRIOR, **options):
     return loss, logit_adjusted_backward(dloss, cache)
 
 
-def test_a_network_that_knows_nothing_predicts_the_prior():
+@BOTH
+def test_a_network_that_knows_nothing_predicts_the_prior(implementation):
     # logits 0, prior 0.9 and 0.1: p = 0.9 and 0.1 for every pixel
     target = np.array([0, 1, 255]).reshape(1, 1, 3)
-    loss, dlogits = loss_and_gradient(np.zeros((1, 1, 3, 2)), target, prior=[0.9, 0.1])
+    loss, dlogits = loss_and_gradient(np.zeros((1, 1, 3, 2)), target, prior=[0.9, 0.1],
+                                      implementation=implementation)
     assert loss == pytest.approx(-(np.log(0.9) + np.log(0.1)) / 2, rel=1e-14)
     np.testing.assert_allclose(dlogits[0, 0], [[-0.05, 0.05], [0.45, -0.45], [0, 0]], rtol=1e-13,
                                atol=1e-16)
@@ -65,17 +68,19 @@ def test_a_class_that_was_never_seen_is_treated_as_the_most_frequent_one(rng):
     assert (target == 1).any() and np.isfinite(found[0])
 
 
+@BOTH
 @pytest.mark.parametrize("weight", [None, WEIGHT])
 @pytest.mark.parametrize("tau", [0.5, 1.0])
 @pytest.mark.parametrize("prior", [PRIOR, [0.0, 5.0, 3.0, 0.0]])
 @pytest.mark.parametrize("ignore_index", [255, -1, 1])
 def test_loss_and_dlogits_match_autograd_for_every_set_of_options(
-    rng, torch, weight, tau, prior, ignore_index
+    rng, torch, weight, tau, prior, ignore_index, implementation
 ):
     logits, target = random_batch(rng, ignore_index=ignore_index)
     dloss = rng.uniform(0.5, 2.0)
     options = dict(prior=prior, tau=tau, weight=weight, ignore_index=ignore_index)
-    loss, dlogits = loss_and_gradient(logits, target, dloss, **options)
+    loss, dlogits = loss_and_gradient(logits, target, dloss, **options,
+                                      implementation=implementation)
     expected, dexpected = oracle_loss_and_gradient(torch, "logit_adjusted", logits, target, dloss,
                                                    **options)
     assert loss == pytest.approx(expected, rel=1e-12)
@@ -91,11 +96,14 @@ def test_dlogits_match_central_differences(rng):
     )
 
 
+@BOTH
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("prior", [PRIOR, [1.0, 1e-300, 0.0, 0.0]])
-def test_huge_logits_and_tiny_priors_stay_finite_and_keep_the_dtype(rng, dtype, prior):
+def test_huge_logits_and_tiny_priors_stay_finite_and_keep_the_dtype(
+    rng, dtype, prior, implementation
+):
     logits, target = random_batch(rng, dtype=dtype, scale=1e4)
-    loss, dlogits = loss_and_gradient(logits, target, prior=prior)
+    loss, dlogits = loss_and_gradient(logits, target, prior=prior, implementation=implementation)
     assert np.isfinite(loss) and np.isfinite(dlogits).all()
     assert loss.dtype == dlogits.dtype == dtype
 

@@ -20,6 +20,7 @@ OPTIONS = {
     "everything": {"alpha": 1.3, "beta": 0.4, "smooth": 0.3, "classes": "all",
                    "weight": [1, 2, 0, 4, 5]},
 }
+BOTH = pytest.mark.parametrize("implementation", ["numpy", "cuda_cpu"])
 
 
 def loss_and_gradient(logits, target, dloss=1.0, **options):
@@ -33,11 +34,12 @@ def batch_without_class_two(rng, ignore_index=255, **options):
     return logits, target
 
 
-def test_two_pixels_by_hand():
+@BOTH
+def test_two_pixels_by_hand(implementation):
     # p = [.8 .2] true 0, p = [.4 .6] true 1, and an ignored one; alpha 0.3, beta 0.7, smooth 1
     logits = np.log([[0.8, 0.2], [0.4, 0.6], [0.9, 0.1]]).reshape(1, 1, 3, 2)
     target = np.array([0, 1, 255]).reshape(1, 1, 3)
-    loss, dlogits = loss_and_gradient(logits, target)
+    loss, dlogits = loss_and_gradient(logits, target, implementation=implementation)
     # class 0: 0.8 found, 0.4 wrongly, 0.2 missed; class 1: 0.6, 0.2, 0.4
     q = np.array([0.8 + 0.3 * 0.4 + 0.7 * 0.2 + 1, 0.6 + 0.3 * 0.2 + 0.7 * 0.4 + 1])
     index = np.array([1.8, 1.6]) / q
@@ -79,19 +81,21 @@ def test_alpha_prices_false_positives_and_beta_false_negatives():
         0] == pytest.approx(1 - 1 / 1.4)
 
 
+@BOTH
 @pytest.mark.parametrize(
     "prices, smooth, classes, weight, ignore_index",
     list(itertools.product([(0.3, 0.7), (1.5, 0.0)], [0.0, 1.0], ["present", "all"],
                            [None, [0.5, 2.0, 1.0, 7.0, 3.0]], [255, -1, 1])),
 )
 def test_loss_and_dlogits_match_autograd_for_every_set_of_options(
-    rng, torch, prices, smooth, classes, weight, ignore_index
+    rng, torch, prices, smooth, classes, weight, ignore_index, implementation
 ):
     logits, target = batch_without_class_two(rng, ignore_index)
     dloss = rng.uniform(0.5, 2.0)
     options = dict(alpha=prices[0], beta=prices[1], smooth=smooth, classes=classes, weight=weight,
                    ignore_index=ignore_index)
-    loss, dlogits = loss_and_gradient(logits, target, dloss, **options)
+    loss, dlogits = loss_and_gradient(logits, target, dloss, **options,
+                                      implementation=implementation)
     expected, dexpected = oracle_loss_and_gradient(torch, "tversky", logits, target, dloss,
                                                    **options)
     assert loss == pytest.approx(expected, rel=1e-12)
@@ -107,12 +111,15 @@ def test_dlogits_match_central_differences(rng, options):
     )
 
 
-def test_a_perfect_prediction_has_loss_zero_and_an_absent_class_does_not_spoil_it(rng):
+@BOTH
+def test_a_perfect_prediction_has_loss_zero_and_an_absent_class_does_not_spoil_it(
+    rng, implementation
+):
     target = rng.integers(0, 3, (2, 5, 7))
     logits = 2000.0 * np.eye(4)[target]
     for classes, smooth, alpha in itertools.product(("present", "all"), (0.0, 1.0), (0.0, 0.3)):
         loss, dlogits = loss_and_gradient(logits, target, classes=classes, smooth=smooth,
-                                          alpha=alpha)
+                                          alpha=alpha, implementation=implementation)
         assert loss == 0 and not dlogits.any()
 
 

@@ -236,6 +236,27 @@ def test_rmsprop_with_momentum_0_999_amplifies_a_steady_step_a_thousandfold():
 
 # Life with an optimizer
 
+
+@pytest.mark.parametrize("norm", [math.nan, math.inf])
+def test_a_step_with_a_norm_that_is_not_finite_is_skipped_and_counted(rng, norm):
+    optimizer = AdamW(tiny_model(rng))
+    optimizer.flat.grad[:] = 1
+    optimizer.step(2.0)
+    arrays = [optimizer.flat.data, *optimizer.state.values()]
+    before = [array.copy() for array in arrays]
+    optimizer.step(norm)
+    np.testing.assert_array_equal(arrays, before)
+    assert optimizer.num_steps == 1 and optimizer.skipped == 1
+
+
+def test_a_loss_scale_is_refused_where_nothing_divides_by_it(rng):
+    optimizer = SGD(tiny_model(rng))
+    with pytest.raises(ValueError, match="loss scale"):
+        optimizer.step(loss_scale=np.ones(1))
+    with pytest.raises(ValueError, match="loss scale"):
+        clip_grad_norm(optimizer, 1.0, loss_scale=np.ones(1))
+
+
 def test_zero_grad_clears_every_gradient(rng):
     model = tiny_model(rng)
     optimizer = AdamW(model)

@@ -1,14 +1,18 @@
 import numpy as np
 import pytest
+from checks import assert_float32_accurate
 
+from minisegnet.cuda import emulated_device, emulator
+from minisegnet.ops import upsample
 from minisegnet.ops.upsample import (
+    axis_tables,
     interpolation_matrix,
     row_bands,
     upsample_bilinear_backward,
     upsample_bilinear_forward,
 )
 
-IMPLEMENTATIONS = ("loops", "numpy")
+IMPLEMENTATIONS = ("loops", "numpy", "cuda_cpu")
 # (H, W) -> (OH, OW): whole and broken factors, up, down, mixed, from and to one pixel, no change
 SIZES = [
     ((3, 4), (12, 16)), ((5, 7), (13, 11)), ((9, 8), (4, 3)), ((4, 9), (7, 5)), ((1, 1), (3, 5)),
@@ -19,6 +23,15 @@ SIZES = [
 def relative_error(found, expected):
     assert found.shape == expected.shape
     return np.linalg.norm(found - expected) / np.linalg.norm(expected)
+
+
+def torch_results(torch, x, dout, dtype=None):
+    """Return torch's output and gradient for arrays as NHWC."""
+    x, dout = (np.moveaxis(array, 3, 1).astype(dtype or array.dtype) for array in (x, dout))
+    tx = torch.tensor(x, requires_grad=True)
+    out = torch.nn.functional.interpolate(tx, dout.shape[2:], mode="bilinear", align_corners=False)
+    out.backward(torch.tensor(dout))
+    return [np.moveaxis(array.numpy(), 1, 3) for array in (out.detach(), tx.grad)]
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -39,26 +52,76 @@ def test_forward_and_dx_match_torch(rng, torch, implementation, in_size, out_siz
     dout = rng.standard_normal((2, *out_size, 3))
     out, cache = upsample_bilinear_forward(x, out_size, implementation=implementation)
     dx = upsample_bilinear_backward(dout, cache, implementation=implementation)
-
-    tx = torch.tensor(np.moveaxis(x, 3, 1), requires_grad=True)
-    tout = torch.nn.functional.interpolate(tx, out_size, mode="bilinear", align_corners=False)
-    tout.backward(torch.tensor(np.moveaxis(dout, 3, 1)))
-    assert relative_error(out, np.moveaxis(tout.detach().numpy(), 1, 3)) < 1e-13
-    assert relative_error(dx, np.moveaxis(tx.grad.numpy(), 1, 3)) < 1e-13
+    expected, expected_dx = torch_results(torch, x, dout)
+    assert relative_error(out, expected) < 1e-13
+    assert relative_error(dx, expected_dx) < 1e-13
 
 
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("in_size, out_size", SIZES)
-def test_implementations_agree_in_float32_and_keep_it(rng, in_size, out_size):
-    x = rng.standard_normal((2, *in_size, 3)).astype(np.float32)
-    dout = rng.standard_normal((2, *out_size, 3)).astype(np.float32)
-    results = []
-    for implementation in IMPLEMENTATIONS:
-        out, cache = upsample_bilinear_forward(x, out_size, implementation=implementation)
-        dx = upsample_bilinear_backward(dout, cache, implementation=implementation)
-        assert out.dtype == dx.dtype == np.float32
-        results.append((out, dx))
-    for found, expected in zip(*results):
-        assert relative_error(found, expected) < 1e-6
+def test_float32_is_kept_and_as_accurate_as_torch(rng, torch, implementation, in_size, out_size):
+    x = rng.standard_normal((2, *in_size, 4)).astype(np.float32)
+    dout = rng.standard_normal((2, *out_size, 4)).astype(np.float32)
+    out, cache = upsample_bilinear_forward(x, out_size, implementation=implementation)
+    dx = upsample_bilinear_backward(dout, cache, implementation=implementation)
+    exact, rough = torch_results(torch, x, dout, np.float64), torch_results(torch, x, dout)
+    for found, exactly, roughly in zip((out, dx), exact, rough):
+        assert_float32_accurate(found, exactly, roughly)
+
+
+# From one block to several per row, C a multiple of the vector and not.
+@pytest.mark.parametrize("shape, size", [
+    ((1, 3, 9, 33), (5, 18)), ((2, 4, 5, 12), (7, 40)), ((1, 2, 40, 64), (5, 33)),
+    ((3, 1, 1, 8), (4, 3)), ((1, 2, 600, 1), (3, 300)), ((1, 5, 3, 5), (2, 99)),
+], ids=str)
+def test_kernels_match_torch_at_every_width(rng, torch, shape, size):
+    x, dout = rng.standard_normal(shape), rng.standard_normal((shape[0], *size, shape[3]))
+    out, cache = upsample_bilinear_forward(x, size, implementation="cuda_cpu")
+    dx = upsample_bilinear_backward(dout, cache, implementation="cuda_cpu")
+    expected, expected_dx = torch_results(torch, x, dout)
+    assert relative_error(out, expected) < 1e-13
+    assert relative_error(dx, expected_dx) < 1e-13
+
+
+@pytest.mark.parametrize("order", ["reverse", "random"])
+def test_kernels_give_the_same_bits_in_every_order_of_threads(rng, compiler, order):
+    x, dout = rng.standard_normal((2, 3, 5, 8)), rng.standard_normal((2, 7, 11, 8))
+    out, cache = upsample_bilinear_forward(x, (7, 11), implementation="cuda_cpu")
+    dx = upsample_bilinear_backward(dout, cache, implementation="cuda_cpu")
+    with emulator.fiber_order(order):
+        again, _ = upsample_bilinear_forward(x, (7, 11), implementation="cuda_cpu")
+        dx_again = upsample_bilinear_backward(dout, cache, implementation="cuda_cpu")
+    assert (again == out).all() and (dx_again == dx).all()
+
+
+@pytest.mark.parametrize("C", [3, 8])
+def test_a_device_gives_the_same_bits_and_is_sent_the_tables_once(rng, compiler, monkeypatch, C):
+    x, dout = (rng.standard_normal((2, *size, C)).astype(np.float32) for size in ((4, 6), (9, 5)))
+    on_device = [emulated_device.asarray(array) for array in (x, dout)]
+    upsample._tables_on.cache_clear()
+    uploads, upload = [], emulated_device.asarray
+    monkeypatch.setattr(emulated_device, "asarray", lambda *a: uploads.append(a) or upload(*a))
+    for _ in range(2):
+        out, cache = upsample_bilinear_forward(on_device[0], (9, 5))
+        dx = upsample_bilinear_backward(on_device[1], cache)
+    assert len(uploads) == 10  # two axes of five tables
+    assert (out.get() == upsample_bilinear_forward(x, (9, 5), implementation="cuda_cpu")[0]).all()
+    assert (dx.get() == upsample_bilinear_backward(dout, cache, implementation="cuda_cpu")).all()
+
+
+@pytest.mark.parametrize("in_size, out_size", [(1, 1), (1, 9), (9, 1), (5, 5), (4, 16), (3, 8),
+                                               (16, 4), (100, 7), (7, 6), (2, 75)])
+def test_the_tables_of_the_kernels_are_the_interpolation_matrix(in_size, out_size):
+    tables = axis_tables(in_size, out_size, np.float64)
+    forward, backward = np.zeros((out_size, in_size)), np.zeros((out_size, in_size))
+    for o in range(out_size):
+        forward[o, tables.first[o]] += 1 - tables.share[o]
+        forward[o, min(tables.first[o] + 1, in_size - 1)] += tables.share[o]
+    for i, (start, stop) in enumerate(zip(tables.start, tables.stop)):
+        backward[start:stop, i] = tables.weight[i, :stop - start]
+    expected = interpolation_matrix(in_size, out_size)
+    np.testing.assert_array_equal(forward, expected)
+    np.testing.assert_array_equal(backward, expected)
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
@@ -75,12 +138,13 @@ def test_dx_matches_central_differences(rng, implementation):
     assert relative_error(dx, expected) < 1e-13
 
 
+@pytest.mark.parametrize("implementation", ["numpy", "cuda_cpu"])
 @pytest.mark.parametrize("in_size, out_size", SIZES)
-def test_backward_is_the_exact_transpose(rng, in_size, out_size):
+def test_backward_is_the_exact_transpose(rng, implementation, in_size, out_size):
     x = rng.standard_normal((3, *in_size, 2))
     dout = rng.standard_normal((3, *out_size, 2))
-    out, cache = upsample_bilinear_forward(x, out_size)
-    dx = upsample_bilinear_backward(dout, cache)
+    out, cache = upsample_bilinear_forward(x, out_size, implementation=implementation)
+    dx = upsample_bilinear_backward(dout, cache, implementation=implementation)
     assert np.vdot(out, dout) == pytest.approx(np.vdot(x, dx), rel=1e-11, abs=1e-11)
 
 

@@ -2,10 +2,13 @@
 
 It stands in for CuPy in tests, `to_device(model, emulated_device)`, and is stricter: an array here
 has no arithmetic, so that nothing of a training step can escape the launches that are counted,
-recorded and compared; and whoever waits for a number is counted, `synchronisations`.
+recorded and compared; and whoever waits for a number is counted, `synchronisations`. Filling and
+copying on the device are launches too.
 """
 
 import numpy as np
+
+from minisegnet.cuda.launch import Launch, perform
 
 synchronisations = 0  # how often numbers were read back
 
@@ -35,15 +38,21 @@ class DeviceArray:
         return len(self.host)
 
     def __getitem__(self, key):
-        return DeviceArray(self.host[key])
+        return DeviceArray(self.host[_slice(key)])
 
     def __setitem__(self, key, value):
-        self.host[key] = _host(value)
+        key, value, host = _slice(key), _host(value), self.host
+
+        def run():
+            host[key] = value
+
+        perform(Launch("copy", run, 2 * getattr(value, "nbytes", self.itemsize)))
 
     def reshape(self, *shape):
         """The same memory in another shape."""
-        view = self.host.view()
-        view.shape = shape[0] if isinstance(shape[0], tuple) else shape  # refuses to copy
+        view = self.host.reshape(*shape)
+        if view.size and not np.may_share_memory(view, self.host):
+            raise ValueError(f"{self.shape} with gaps is {shape} only as a copy")
         return DeviceArray(view)
 
     def ravel(self):
@@ -52,15 +61,19 @@ class DeviceArray:
 
     def fill(self, value):
         """Set every element."""
-        self.host.fill(value)
+        perform(Launch("fill", lambda: self.host.fill(value), self.nbytes))
 
     def copy(self):
         """A copy on the device."""
-        return asarray(self)
+        return self.astype(self.dtype)
 
     def astype(self, dtype, copy=True):
         """A copy of another dtype."""
-        return DeviceArray(_aligned(self.host.shape, dtype, self.host))
+        if not copy and self.dtype == dtype:
+            return self
+        copy = empty(self.shape, dtype)
+        copy[...] = self
+        return copy
 
     def get(self):
         """A copy as a NumPy array: waits for the device."""
@@ -83,6 +96,20 @@ class DeviceArray:
         raise TypeError("the truth of a device array would wait for the device; use asnumpy(...)")
 
     __float__ = __int__ = __index__ = __iter__ = __bool__
+
+    def __eq__(self, other):
+        raise TypeError("a device array compares nothing; that is a kernel's work")
+
+    __ne__ = __lt__ = __le__ = __gt__ = __ge__ = __eq__
+    __hash__ = object.__hash__
+
+
+def _slice(key):
+    """Return a key that gives a view, never a number; TypeError for one that would gather."""
+    keys = key if isinstance(key, tuple) else (key,)
+    if not all(k is None or k is ... or isinstance(k, (int, np.integer, slice)) for k in keys):
+        raise TypeError(f"a device array takes whole numbers and slices, not {key!r}")
+    return keys if ... in keys else (*keys, ...)
 
 
 def _host(value):
@@ -114,7 +141,9 @@ def empty(shape, dtype=np.float64):
 
 def zeros(shape, dtype=np.float64):
     """An array full of 0."""
-    return DeviceArray(_aligned(shape, dtype, 0))
+    array = empty(shape, dtype)
+    array.fill(0)
+    return array
 
 
 def empty_like(array):
@@ -128,11 +157,15 @@ def zeros_like(array):
 
 
 def asarray(array, dtype=None):
-    """A copy of a NumPy or device array on the device."""
-    array = array.host if isinstance(array, DeviceArray) else np.asarray(array)
+    """`array` itself if it is on the device already, or a copy of a NumPy array there."""
+    if isinstance(array, DeviceArray):
+        return array if dtype in (None, array.dtype) else array.astype(dtype)
+    array = np.asarray(array)
     return DeviceArray(_aligned(array.shape, dtype or array.dtype, array))
 
 
 def ascontiguousarray(array):
     """`array` itself, or a copy without gaps."""
-    return array if array.flags.c_contiguous else asarray(array)
+    if not isinstance(array, DeviceArray):
+        raise TypeError(f"{type(array).__name__} is not on the device; use asarray(...)")
+    return array if array.flags.c_contiguous else array.copy()

@@ -4,10 +4,12 @@
 //   __syncthreads()      a fiber stops; when all of the block have stopped there, all go on
 //   __shfl_..., __any_.. the lanes of a warp stop, exchange numbers, and go on
 //   shared memory        filled with NaN before each block: what is read was written, or shows
+//   local variables      filled with -1.7e38, where g++ is 12 or newer
 //
 // Between two stops a fiber runs alone, so a missing barrier does not fail by chance: it shows as a
 // result that changes with the order of the fibers, "forward", "reverse" or "random". Not covered:
-// the memory model between barriers, inline PTX, bank conflicts, speed. Needs g++ >= 9, -std=c++17.
+// the memory model between barriers, inline PTX, bank conflicts, speed. Stricter than a GPU: a
+// barrier or a warp exchange misses a thread that has returned. Needs g++ >= 9, -std=c++17.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -19,12 +21,10 @@
 #include <dlfcn.h>
 #include <link.h>
 #include <sys/mman.h>
-#include <unistd.h>
 #include <tuple>
-#include <vector>
-#if !defined(__x86_64__)
 #include <ucontext.h>
-#endif
+#include <unistd.h>
+#include <vector>
 
 // ---------------------------------------------------------------- words of CUDA C
 
@@ -49,7 +49,9 @@ constexpr int warpSize = 32;
 
 namespace cuda_cpu {
 
-constexpr size_t STACK_BYTES = 64 * 1024;
+constexpr size_t PAGE = 4096;
+constexpr size_t GUARD = 1 << 20;
+constexpr size_t STACK_BYTES = 64 * 1024;  // the first page of each is a forbidden one
 enum class State : uint8_t { ready, at_barrier, at_warp_exchange, finished };
 
 struct Fiber {
@@ -68,7 +70,7 @@ struct Block {
   std::vector<Fiber> fibers;
   std::vector<uint64_t> exchanged;  // what each lane brought to a warp exchange
   std::vector<unsigned> order;      // of the lanes of a warp, then of the warps
-  char* dynamic_shared;
+  char *dynamic_shared, *dynamic_shared_end;
   Fiber* running;
   void* scheduler_stack_pointer;
   uint3 index;
@@ -82,13 +84,20 @@ struct Block {
 #endif
 };
 
+// An array that the kernel was given, for the words of an error; a list ends where `name` is null.
+struct Array {
+  const char *begin, *end, *name;
+};
+
 inline Block* block = nullptr;       // the one that runs
 inline const char* kernel_name = "";
+inline const Array* arrays = nullptr;
 
-[[noreturn]] inline void stop(const char* why) {
-  const uint3& b = block->index;
-  fprintf(stderr, "%s: %s in block (%u, %u, %u)\n", kernel_name, why, b.x, b.y, b.z);
-  fflush(stderr);
+[[noreturn]] inline void stop(const char* why, const Fiber& f) {
+  const uint3 &t = f.thread, &b = block->index;
+  fprintf(stderr, "%s: %s, at thread (%u, %u, %u) of block (%u, %u, %u)\n", kernel_name, why,
+          t.x, t.y, t.z, b.x, b.y, b.z);
+  fflush(nullptr);  // what the kernel printed, too
   _exit(3);
 }
 
@@ -143,14 +152,17 @@ inline bool complete_exchanges(unsigned first, unsigned lanes) {
   for (unsigned i = 0; i < lanes; i++) {
     Fiber& f = block->fibers[first + i];
     if (f.state != State::at_warp_exchange) continue;
-    if (!(f.mask >> i & 1)) stop("a lane takes part in a warp exchange whose mask leaves it out");
+    if (!(f.mask >> i & 1))
+      stop("a lane takes part in a warp exchange whose mask leaves it out", f);
     bool all = true;
     for (unsigned j = 0; j < lanes; j++) {
       if (!(f.mask >> j & 1)) continue;
-      State state = block->fibers[first + j].state;
-      if (state == State::at_barrier) stop("lanes of one warp wait at different barriers");
-      if (state == State::finished) stop("a warp exchange waits for a lane that has returned");
-      all &= state == State::at_warp_exchange;
+      const Fiber& other = block->fibers[first + j];
+      if (other.state == State::at_barrier)
+        stop("lanes of one warp wait at different barriers", other);
+      if (other.state == State::finished)
+        stop("a warp exchange waits for a lane that has returned", other);
+      all &= other.state == State::at_warp_exchange && other.mask == f.mask;
     }
     if (!all) continue;
     unsigned mask = f.mask;
@@ -197,15 +209,20 @@ inline void run_block() {
       block->votes_of_last_barrier = block->votes;
       block->votes = 0;
       for (Fiber& f : block->fibers) f.state = State::ready;
-    } else if (at_barrier && at_barrier + finished == threads) {
-      stop("some threads returned while others wait at __syncthreads");
     } else if (!progress) {
-      stop("deadlock");
+      for (Fiber& f : block->fibers)
+        if (f.state == State::at_barrier && at_barrier + finished == threads)
+          stop("some threads returned while others wait at __syncthreads", f);
+        else if (f.state == State::at_warp_exchange)
+          stop("deadlock: a warp exchange waits for lanes that are at another one", f);
     }
   }
 }
 
 // ---------------------------------------------------------------- one launch
+
+// Part of the same thread-local block: once it is touched, the block is there to be filled.
+inline thread_local volatile char in_static_shared;
 
 inline int poison_static_shared(dl_phdr_info* library, size_t, void* inside) {
   for (int i = 0; i < library->dlpi_phnum; i++) {
@@ -222,13 +239,87 @@ inline int poison_static_shared(dl_phdr_info* library, size_t, void* inside) {
   return 0;
 }
 
-inline void on_fault(int number, siginfo_t* info, void*) {
-  char text[512];
+// Memory with its last bytes before forbidden ones; given back when it goes out of scope.
+struct DynamicShared {
+  size_t span;
+  char *mapping, *start;
+  explicit DynamicShared(size_t bytes) {
+    span = (bytes + 15 + PAGE) / PAGE * PAGE;
+    mapping = static_cast<char*>(mmap(nullptr, span + GUARD, PROT_READ | PROT_WRITE,
+                                      MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    mprotect(mapping + span, GUARD, PROT_NONE);
+    start = mapping + (span - bytes) / 16 * 16;
+  }
+  ~DynamicShared() { munmap(mapping, span + GUARD); }
+};
+
+// The stacks of `threads` fibers, kept for the next launch.
+inline char* stacks_for(unsigned threads) {
+  static char* stacks;
+  static unsigned there;
+  if (threads > there) {
+    if (there) munmap(stacks, STACK_BYTES * there);
+    stacks = static_cast<char*>(mmap(nullptr, STACK_BYTES * threads, PROT_READ | PROT_WRITE,
+                                     MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    for (unsigned i = 0; i < threads; i++) mprotect(stacks + STACK_BYTES * i, PAGE, PROT_NONE);
+    there = threads;
+  }
+  return stacks;
+}
+
+// ---------------------------------------------------------------- what went wrong, and where
+
+inline const char* access_of(void* context) {
+#if defined(__x86_64__)
+  const auto& registers = static_cast<ucontext_t*>(context)->uc_mcontext.gregs;
+  return registers[REG_ERR] & 2 ? "a write" : "a read";
+#else
+  return "an access";
+#endif
+}
+
+// Write into `text` which array `at` is in, or next to.
+inline void place_of(const char* at, char* text, size_t size) {
+  const Array* nearest = nullptr;
+  long distance = 16 << 20;  // GUARD of sandbox.py
+  for (const Array* a = arrays; a && a->name; a++) {
+    long d = at < a->begin ? a->begin - at : at < a->end ? 0 : at - a->end;
+    if (d < distance) { distance = d; nearest = a; }
+  }
+  const char* shared_end = block->dynamic_shared_end;
+  if (at < reinterpret_cast<char*>(PAGE)) snprintf(text, size, "of a null array");
+  else if (at >= shared_end && at < shared_end + GUARD)
+    snprintf(text, size, "past the end of dynamic shared memory");
+  else if (!nearest) snprintf(text, size, "far from every array");
+  else if (at >= nearest->begin && at < nearest->end)
+    snprintf(text, size, "into %s, which is const", nearest->name);
+  else
+    snprintf(text, size, "at byte %ld of %s, which has %ld", long(at - nearest->begin),
+             nearest->name, long(nearest->end - nearest->begin));
+}
+
+inline void on_fault(int number, siginfo_t* info, void* context) {
+  if (!block || !block->running) _exit(5);
   const uint3 b = block->index, t = block->running->thread;
-  int n = snprintf(text, sizeof text,
-                   "%s: memory access out of bounds at %p by thread (%u, %u, %u) of block "
-                   "(%u, %u, %u)%s\n", kernel_name, info->si_addr, t.x, t.y, t.z, b.x, b.y, b.z,
-                   number == SIGBUS ? " (bus error)" : "");
+  const char* at = static_cast<char*>(info->si_addr);
+  char what[256], where[128], text[512];
+  if (number == SIGPROF) {
+    snprintf(what, sizeof what, "has run for too long, a loop without end?");
+  } else if (number == SIGFPE) {
+    snprintf(what, sizeof what, "a division of an int by zero");
+  } else if (number == SIGILL) {  // the checks that CXX_FLAGS in emulator.py ask for
+    snprintf(what, sizeof what, "an index beyond an array of fixed size, a misaligned vector, or "
+             "an int that overflows");
+  } else if (at >= block->running->stack && at < block->running->stack + PAGE) {
+    snprintf(what, sizeof what, "local variables of more than %zu KB", STACK_BYTES / 1024);
+  } else if (info->si_code == SI_KERNEL) {
+    snprintf(what, sizeof what, "memory access out of bounds, at no address at all");
+  } else {
+    place_of(at, where, sizeof where);
+    snprintf(what, sizeof what, "memory access out of bounds, %s %s", access_of(context), where);
+  }
+  int n = snprintf(text, sizeof text, "%s: %s, by thread (%u, %u, %u) of block (%u, %u, %u)\n",
+                   kernel_name, what, t.x, t.y, t.z, b.x, b.y, b.z);
   if (write(2, text, n) < 0) _exit(4);
   _exit(3);
 }
@@ -242,8 +333,7 @@ inline void catch_faults() {
   struct sigaction action{};
   action.sa_sigaction = on_fault;
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-  sigaction(SIGSEGV, &action, nullptr);
-  sigaction(SIGBUS, &action, nullptr);
+  for (int number : {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGPROF}) sigaction(number, &action, nullptr);
 }
 
 // Run `body` for every thread of the launch; `order` is 'f'orward, 'r'everse or 'x', random.
@@ -257,10 +347,11 @@ void launch(const unsigned* dims, size_t shared_bytes, char order, F&& body) {
   catch_faults();
   b.fibers.resize(threads);
   b.exchanged.resize(threads);
-  std::vector<char> dynamic_shared(shared_bytes + 16);
-  b.dynamic_shared = dynamic_shared.data() + (-reinterpret_cast<uintptr_t>(dynamic_shared.data()) & 15);
-  char* stacks = static_cast<char*>(mmap(nullptr, STACK_BYTES * threads, PROT_READ | PROT_WRITE,
-                                         MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+  DynamicShared dynamic_shared(shared_bytes);
+  b.dynamic_shared = dynamic_shared.start;
+  b.dynamic_shared_end = dynamic_shared.start + shared_bytes;
+  char* stacks = stacks_for(threads);
+  in_static_shared = 0;
   for (unsigned i = 0; i < threads; i++) {
     Fiber& f = b.fibers[i];
     f.stack = stacks + STACK_BYTES * i;
@@ -281,11 +372,10 @@ void launch(const unsigned* dims, size_t shared_bytes, char order, F&& body) {
     if (order == 'x') { shuffle(lanes); shuffle(of_warps); }
     b.order = lanes;
     b.order.insert(b.order.end(), of_warps.begin(), of_warps.end());
-    memset(dynamic_shared.data(), 0xFF, dynamic_shared.size());
+    memset(dynamic_shared.mapping, 0xFF, dynamic_shared.span);
     dl_iterate_phdr(poison_static_shared, reinterpret_cast<void*>(&fiber_main));
     run_block();
   }
-  munmap(stacks, STACK_BYTES * threads);
   block = nullptr;
 }
 
@@ -301,22 +391,31 @@ void call(void (*kernel)(A...), const unsigned* dims, size_t shared_bytes, char 
   call(kernel, dims, shared_bytes, order, a, std::index_sequence_for<A...>{});
 }
 
-// Bring `value` to an exchange among the lanes of `mask`, and return what `lane` brought.
-template <class T>
-T exchange(T value, unsigned mask, unsigned lane) {
+inline unsigned lane_id() { return block->running->index & 31; }
+
+// Bring `value` to an exchange among the lanes of `mask`; `use(read)` has `read(lane)` to see what
+// a lane brought: all bits set, NaN, if it took no part. Returns what `use` returns.
+template <class T, class F>
+auto exchange(T value, unsigned mask, F&& use) {
   static_assert(sizeof(T) <= 8, "a warp exchange moves at most 8 bytes");
-  Fiber* me = block->running;
-  uint64_t bits = 0;
-  memcpy(&bits, &value, sizeof value);
-  block->exchanged[me->index] = bits;
+  const unsigned me = block->running->index, first = me & ~31u;
+  memcpy(&block->exchanged[me], &value, sizeof value);
   wait_in(State::at_warp_exchange, mask);
-  unsigned from = (me->index & ~31u) + lane;
-  if (from < block->fibers.size()) memcpy(&value, &block->exchanged[from], sizeof value);
+  auto result = use([&](unsigned lane) {
+    T brought;
+    memset(&brought, 0xFF, sizeof brought);
+    if (mask >> lane & 1 && first + lane < block->fibers.size())
+      memcpy(&brought, &block->exchanged[first + lane], sizeof brought);
+    return brought;
+  });
   wait_in(State::at_warp_exchange, mask);  // nobody writes again before all have read
-  return value;
+  return result;
 }
 
-inline unsigned lane_id() { return block->running->index & 31; }
+template <class T>
+T from_lane(T value, unsigned mask, unsigned lane) {
+  return exchange(value, mask, [&](auto read) { return read(lane); });
+}
 
 }  // namespace cuda_cpu
 
@@ -327,8 +426,10 @@ inline unsigned lane_id() { return block->running->index & 31; }
 
 // What the launcher calls: one C function per kernel.
 #define CUDA_CPU_EXPORT(symbol, name, kernel) \
-  extern "C" void symbol(const unsigned* dims, size_t shared_bytes, char order, void** a) { \
+  extern "C" void symbol(const unsigned* dims, size_t shared_bytes, char order, void** a, \
+                         const cuda_cpu::Array* arrays) { \
     cuda_cpu::kernel_name = name; \
+    cuda_cpu::arrays = arrays; \
     cuda_cpu::call(kernel, dims, shared_bytes, order, a); \
   }
 
@@ -340,24 +441,27 @@ inline int __syncthreads_or(int vote) {
   __syncthreads();
   return cuda_cpu::block->votes_of_last_barrier != 0;
 }
-inline void __syncwarp(unsigned mask = ~0u) { cuda_cpu::exchange(0, mask, cuda_cpu::lane_id()); }
+inline void __syncwarp(unsigned mask = ~0u) { cuda_cpu::from_lane(0, mask, cuda_cpu::lane_id()); }
 inline void __threadfence() {}
 
 template <class T> T __shfl_sync(unsigned mask, T value, int lane) {
-  return cuda_cpu::exchange(value, mask, lane & 31);
+  return cuda_cpu::from_lane(value, mask, lane & 31);
 }
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int bits) {
-  return cuda_cpu::exchange(value, mask, (cuda_cpu::lane_id() ^ bits) & 31);
+  return cuda_cpu::from_lane(value, mask, (cuda_cpu::lane_id() ^ bits) & 31);
 }
 template <class T> T __shfl_down_sync(unsigned mask, T value, unsigned by) {
   unsigned lane = cuda_cpu::lane_id();
-  return cuda_cpu::exchange(value, mask, lane + by < 32 ? lane + by : lane);
+  return cuda_cpu::from_lane(value, mask, lane + by < 32 ? lane + by : lane);
 }
 inline unsigned __ballot_sync(unsigned mask, int vote) {
-  unsigned result = 0, mine = (vote != 0) << cuda_cpu::lane_id();
-  for (unsigned lane = 0; lane < 32; lane++)
-    if (mask >> lane & 1) result |= cuda_cpu::exchange(mine, mask, lane);
-  return result;
+  return cuda_cpu::exchange(vote != 0, mask, [&](auto read) {
+    const unsigned first = cuda_cpu::block->running->index & ~31u;
+    unsigned votes = 0;
+    for (unsigned lane = 0; lane < 32 && first + lane < cuda_cpu::block->fibers.size(); lane++)
+      if (mask >> lane & 1) votes |= unsigned(read(lane)) << lane;
+    return votes;
+  });
 }
 inline int __any_sync(unsigned mask, int vote) { return __ballot_sync(mask, vote) != 0; }
 
@@ -376,6 +480,11 @@ inline unsigned __umulhi(unsigned a, unsigned b) { return uint64_t(a) * b >> 32;
 // CUDA offers these for float and double without a namespace.
 using std::abs; using std::exp; using std::expm1; using std::fma; using std::isnan; using std::log;
 using std::log1p; using std::max; using std::min; using std::pow; using std::sqrt;
+// Of a number and NaN, CUDA's choose the number; std::max goes by the order of the two.
+inline float max(float a, float b) { return std::fmax(a, b); }
+inline double max(double a, double b) { return std::fmax(a, b); }
+inline float min(float a, float b) { return std::fmin(a, b); }
+inline double min(double a, double b) { return std::fmin(a, b); }
 template <class T> T rsqrt(T x) { return T(1) / std::sqrt(x); }
 
 // ---------------------------------------------------------------- 16-bit numbers

@@ -8,8 +8,10 @@ transposed array, would be garbage without a word. So the parameters are read fr
 every argument is given by the kernel's own name for it, checked and converted.
 """
 
+import operator
 import re
 from functools import cached_property, lru_cache
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -37,10 +39,11 @@ class Parameter(NamedTuple):
     type: str  # without const and *: REAL, STORE, int ...
     is_array: bool
     is_const: bool
+    is_restrict: bool  # promises that what is written through it is reached through no other
 
 
 class Launch(NamedTuple):
-    """A launch with its arguments bound: calling it runs the kernel once more on the same arrays."""
+    """A launch with its arguments bound: calling it runs the kernel on the same arrays again."""
 
     name: str
     run: object  # without arguments
@@ -55,18 +58,27 @@ def parse_kernels(code):
     code = re.sub(r"//[^\n]*|/\*.*?\*/", "", code, flags=re.DOTALL)
     found = {}
     for match in re.finditer(
-            r"__global__\s+(?:void\s+)?(?:__launch_bounds__\([^)]*\)\s*)?(?:void\s+)?(\w+)\s*"
-            r"\(([^)]*)\)", code):
+            r"__global__\s+(?:void\s+)?(?:__launch_bounds__\s*\((?:[^()]|\([^()]*\))*\)\s*)?"
+            r"(?:void\s+)?(\w+)\s*\(([^)]*)\)", code):
         name, parameters = match.groups()
-        found[name] = [_parse_parameter(text) for text in parameters.split(",")]
+        parameters = parameters.split(",") if parameters.strip() else []
+        found[name] = [_parse_parameter(name, text) for text in parameters]
     return found
 
 
-def _parse_parameter(text):
-    words = text.replace("__restrict__", " ").replace("*", " * ").split()
+def _parse_parameter(kernel, text):
+    words = text.replace("*", " * ").split()
     name = words.pop()
-    kind = " ".join(word for word in words if word not in ("const", "*"))
-    return Parameter(name, kind, "*" in words, "const" in words)
+    kind = " ".join(word for word in words if word not in ("const", "*", "__restrict__"))
+    is_known = kind in SCALARS or kind in ("REAL", "STORE")
+    if not is_known or words.count("*") > 1 or not name.isidentifier():
+        raise TypeError(f"{kernel}: no launch can pass a parameter {text.strip()!r}; its type is "
+                        f"to be REAL, STORE, {', '.join(SCALARS)}, or an array of these")
+    is_array = "*" in words
+    # const before the star: what it points to. Behind it: the pointer, which is no promise.
+    return Parameter(name, kind, is_array,
+                     "const" in words[:words.index("*") if is_array else None],
+                     "__restrict__" in words)
 
 
 class KernelFile:
@@ -94,6 +106,9 @@ class KernelFile:
     @cached_property
     def names(self):
         """Every kernel and every instance of a template, as C++ writes them."""
+        unknown = set(self.templates) - set(self.parameters)
+        if unknown:
+            raise ValueError(f"{self.path.name} has no kernel {', '.join(sorted(unknown))}")
         found = []
         for name in self.parameters:
             instances = self.templates.get(name)
@@ -105,24 +120,33 @@ class KernelFile:
 
         `arguments` are the kernel's parameters by name: arrays, contiguous and all on one device,
         or numbers. REAL is the type of the REAL arrays, STORE that of the STORE arrays, float32
-        where there are none. Raises TypeError for an argument that is missing, unknown or of
-        another dtype, ValueError for an array with gaps, or read-only where the kernel writes.
+        where there are none. Raises TypeError for an argument that is missing, unknown, of
+        another dtype or on another device, ValueError for an unknown kernel, for an array with
+        gaps or read-only where the kernel writes, OverflowError for a number that does not fit.
         """
+        if name not in self.names:
+            raise ValueError(f"{self.path.name} has {', '.join(self.names)}, no {name}")
         parameters = self.parameters[name.partition("<")[0]]
         self._check_names(name, parameters, arguments)
         types = {"REAL": None, "STORE": None}
         for parameter in parameters:
-            if parameter.is_array and parameter.type in types and arguments[parameter.name] is not None:
-                types[parameter.type] = types[parameter.type] or str(arguments[parameter.name].dtype)
+            if parameter.is_array and parameter.type in types:
+                dtype = getattr(arguments[parameter.name], "dtype", None)  # None has none
+                types[parameter.type] = types[parameter.type] or dtype and str(dtype)
         # Activations alone tell the type computed in, unless they are of 16 bits.
         real = types["REAL"] or {"float64": "float64"}.get(types["STORE"], "float32")
         store = types["STORE"] or real
+        if real not in ("float32", "float64") or store not in (real, "float16", "bfloat16"):
+            raise TypeError(f"{name}: no kernels are compiled for REAL {real} and STORE {store}; "
+                            f"REAL is float32 or float64, STORE the same, float16 or bfloat16")
         dtypes = {"REAL": np.dtype(real), "STORE": _dtype(store), **SCALARS}
         arrays = []
         converted = [_convert(name, parameter, arguments[parameter.name],
                               dtypes[parameter.type], arrays) for parameter in parameters]
-        xp = get_array_module(*(array for array in arrays if array is not None))
-        if xp.__name__ == "cupy":
+        xps = {get_array_module(array) for array in arrays} or {np}
+        if len(xps) > 1:
+            raise TypeError(f"{name}: arrays of {' and '.join(sorted(xp.__name__ for xp in xps))}")
+        if xps.pop().__name__ == "cupy":
             function = self._gpu_module(real, store).get_function(name)
             converted = tuple(converted)
 
@@ -133,7 +157,7 @@ class KernelFile:
 
             def run():
                 _run_emulated(module, name, grid, block, parameters, converted, shared_bytes)
-        perform(Launch(name, run, sum(a.nbytes for a in arrays if a is not None)))
+        perform(Launch(name, run, sum(array.nbytes for array in arrays)))
 
     def _check_names(self, name, parameters, arguments):
         expected = [parameter.name for parameter in parameters]
@@ -208,12 +232,12 @@ def _convert(kernel, parameter, value, dtype, arrays):
     """Return `value` as the kernel expects it; note it in `arrays` if it is one."""
     what = f"{kernel}: {parameter.name}"
     if not parameter.is_array:
-        if hasattr(value, "shape") and value.shape != ():
-            raise TypeError(f"{what} is a number, not an array of shape {value.shape}")
-        return np.dtype(dtype).type(value)
-    arrays.append(value)
+        return _number(what, value, np.dtype(dtype))
     if value is None:
         return np.uint64(0)  # a null pointer: an array that may be left out
+    if isinstance(value, np.generic) or not hasattr(value, "flags"):
+        raise TypeError(f"{what} is an array, not {value!r}")
+    arrays.append(value)
     if value.dtype != dtype:
         raise TypeError(f"{what} is {value.dtype}; the kernel takes {np.dtype(dtype)}")
     if not value.flags.c_contiguous:
@@ -225,16 +249,67 @@ def _convert(kernel, parameter, value, dtype, arrays):
     return value
 
 
+def _number(what, value, dtype):
+    """Return `value`, of Python or NumPy, as a number of `dtype` that is the same number."""
+    is_float = dtype.kind == "f"
+    try:
+        if isinstance(value, str) or getattr(value, "shape", ()) != ():
+            raise TypeError
+        if isinstance(value, np.bool_):
+            value = bool(value)
+        value = float(value) if is_float else operator.index(value)  # an index is not 2.0
+    except TypeError:
+        kind = "a number" if is_float else "a whole number"
+        raise TypeError(f"{what} is {kind}, not {value!r}") from None
+    if is_float:
+        with np.errstate(over="ignore"):
+            number = dtype.type(value)
+        fits = np.isfinite(number) or not np.isfinite(value)
+    else:
+        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+        fits = low <= value <= high
+        number = dtype.type(value) if fits else None
+    if not fits:
+        raise OverflowError(f"{what} = {value} is beyond {dtype}")
+    return number
+
+
 def _run_emulated(module, name, grid, block, parameters, converted, shared_bytes):
-    arguments, written = [], []
-    for parameter, value in zip(parameters, converted):
-        if not parameter.is_array or isinstance(value, np.uint64):
-            arguments.append(np.asarray(value).tobytes())
+    arguments, hosts, groups = [], {}, {}
+    for i, value in enumerate(converted):
+        if isinstance(value, np.generic):
+            arguments.append(value.tobytes())
             continue
-        host = getattr(value, "host", value)
-        misalignment = host.ctypes.data % 16 if host is not value else 0
-        arguments.append((host.tobytes(), not parameter.is_const, misalignment))
-        if not parameter.is_const:
-            written.append(host)
-    for array, content in zip(written, module.run(name, grid, block, arguments, shared_bytes)):
-        array[...] = np.frombuffer(content, array.dtype).reshape(array.shape)
+        hosts[i] = host = getattr(value, "host", value)
+        groups.setdefault((host.ctypes.data, host.nbytes), []).append(i)
+        misalignment = host.ctypes.data % 32 if host is not value else 0
+        # What is around an array is NaN, or a number that no label and no index has.
+        pattern = 0xA5 if host.dtype.kind in "iub" else 0xFF
+        arguments.append((parameters[i].name, host.tobytes(), not parameters[i].is_const,
+                          misalignment, pattern))
+    _check_memory(name, parameters, hosts)
+    for i, *others in groups.values():  # an array that is given twice is one array
+        if any(not parameters[j].is_const for j in others):
+            arguments[i] = (*arguments[i][:2], True, *arguments[i][3:])
+        for j in others:
+            arguments[j] = i
+    written = [i for i in hosts if isinstance(arguments[i], tuple) and arguments[i][2]]
+    contents = module.run(name, grid, block, arguments, shared_bytes)
+    for i, content in zip(written, contents):
+        if content:
+            hosts[i][...] = np.frombuffer(content, hosts[i].dtype).reshape(hosts[i].shape)
+
+
+def _check_memory(name, parameters, hosts):
+    """Raise ValueError if an array that is written to shares memory with another one.
+
+    Only without __restrict__ may one and the same array be given twice.
+    """
+    for (i, one), (j, other) in combinations(hosts.items(), 2):
+        first, second = parameters[i], parameters[j]
+        if first.is_const and second.is_const or not np.may_share_memory(one, other):
+            continue
+        is_same = (one.ctypes.data, one.nbytes) == (other.ctypes.data, other.nbytes)
+        if not is_same or first.is_restrict or second.is_restrict:
+            raise ValueError(f"{name}: {first.name} and {second.name} share memory, and the "
+                             f"kernel writes to it")

@@ -1,38 +1,53 @@
 """Run the kernels of a compiled library, each argument between pages that must not be touched.
 
-A program of its own, started by `emulator.py`: requests come in on stdin, results go out on stdout.
-An array ends where its last page does, so that one element too far is a fault, not another
-array's number. Up to 15 bytes at the end, where its size is no multiple of 16, and what is before
-it on its first page hold a pattern that is compared afterwards. Imports the standard library alone.
+A program of its own, started by `emulator.py`: requests come in on stdin, results go out on
+stdout, what kernels print on stderr. An array ends where its last page does, so that one element
+too far is a fault, not another array's number; where fibers run in reverse it starts where its
+first page does. What else is on its pages, at its end up to 31 bytes where its size is no multiple
+of 32, holds a pattern that is compared afterwards. Imports the standard library alone.
 """
 
 import ctypes
 import mmap
+import os
 import pickle
+import signal
 import sys
 
 PAGE = mmap.PAGESIZE
-PATTERN = 0xA5
-ALIGNMENT = 16  # the widest load of a kernel; what cudaMalloc returns is aligned to 256
+GUARD = 16 << 20  # forbidden bytes on both sides of an array: several rows too far are found, too
+ALIGNMENT = 32  # the widest load of a kernel; what cudaMalloc returns is aligned to 256
+
+
+class Array(ctypes.Structure):
+    """The `Array` of emulator.h."""
+
+    _fields_ = [("begin", ctypes.c_void_p), ("end", ctypes.c_void_p), ("name", ctypes.c_char_p)]
 
 
 class GuardedBuffer:
-    """`size` bytes, the last page before a forbidden one; `misalignment` shifts its start."""
+    """The bytes `content` between forbidden pages, at the end of theirs or `at_start`.
 
-    def __init__(self, libc, content, misalignment):
-        self.size = len(content)
+    `misalignment` shifts the start of the array; `pattern` is a byte to fill what is around it.
+    """
+
+    def __init__(self, libc, name, content, is_writable, misalignment, pattern, at_start):
+        self.name, self.size, self.is_writable = name, len(content), is_writable
+        self._pattern = bytes([pattern])
         span = -(-(self.size + ALIGNMENT) // PAGE) * PAGE
-        self._mapping = libc.mmap(None, span + 2 * PAGE, mmap.PROT_READ | mmap.PROT_WRITE,
+        self._length, self._libc = span + 2 * GUARD, libc
+        self._mapping = libc.mmap(None, self._length, 0,
                                   mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, -1, 0)
-        self._length, self._libc = span + 2 * PAGE, libc
-        self._first = self._mapping + PAGE
+        self._first = self._mapping + GUARD
         last = self._first + span
-        libc.mprotect(self._mapping, PAGE, 0)
-        libc.mprotect(last, PAGE, 0)
-        self.address = (last - self.size - misalignment) // ALIGNMENT * ALIGNMENT + misalignment
-        ctypes.memset(self._first, PATTERN, span)
+        libc.mprotect(self._first, span, mmap.PROT_READ | mmap.PROT_WRITE)
+        start = self._first if at_start else last - self.size - misalignment
+        self.address = start // ALIGNMENT * ALIGNMENT + misalignment
+        ctypes.memset(self._first, pattern, span)
         ctypes.memmove(self.address, bytes(content), self.size)
         self._last = last
+        if not is_writable:
+            libc.mprotect(self._first, span, mmap.PROT_READ)
 
     def content(self):
         """Return the bytes as they are now."""
@@ -43,7 +58,7 @@ class GuardedBuffer:
         end = self.address + self.size
         around = (ctypes.string_at(self._first, self.address - self._first)
                   + ctypes.string_at(end, self._last - end))
-        return around != bytes([PATTERN]) * len(around)
+        return around != self._pattern * len(around)
 
     def free(self):
         """Give the memory back."""
@@ -52,46 +67,56 @@ class GuardedBuffer:
 
 def run(library, libc, symbol, dims, shared_bytes, order, arguments):
     """Run one kernel; return ("ok", contents of the writable arrays) or ("error", words)."""
-    buffers, cells, writable = [], [], []
+    buffers, cells = [], []  # a cell holds what is passed: a number, or the address of an array
     for argument in arguments:
         if isinstance(argument, bytes):  # a number
             cells.append(ctypes.create_string_buffer(argument, max(8, len(argument))))
             continue
-        content, is_writable, misalignment = argument
-        buffers.append(GuardedBuffer(libc, content, misalignment))
+        if isinstance(argument, int):  # the same array as that argument
+            cells.append(cells[argument])
+            continue
+        buffers.append(GuardedBuffer(libc, *argument, at_start=order == b"r"))
         cells.append(ctypes.c_void_p(buffers[-1].address))
-        if is_writable:
-            writable.append(buffers[-1])
     pointers = (ctypes.c_void_p * len(cells))(*(ctypes.addressof(cell) for cell in cells))
+    arrays = (Array * (len(buffers) + 1))(*(
+        (buffer.address, buffer.address + buffer.size, buffer.name.encode())
+        for buffer in buffers))
     function = getattr(library, symbol)
     function.restype = None
     function((ctypes.c_uint * 6)(*dims), ctypes.c_size_t(shared_bytes), ctypes.c_char(order),
-             pointers)
-    damaged = [i for i, buffer in enumerate(buffers) if buffer.is_damaged()]
-    contents = [buffer.content() for buffer in writable]
+             pointers, arrays)
+    libc.fflush(None)
+    damaged = [buffer.name for buffer in buffers if buffer.is_damaged()]
+    contents = [buffer.content() for buffer in buffers if buffer.is_writable]
     for buffer in buffers:
         buffer.free()
     if damaged:
-        return "error", f"wrote outside array argument number {damaged[0]}"
+        return "error", f"memory access out of bounds, a write next to {damaged[0]}"
     return "ok", contents
 
 
 def main():
-    """Answer requests until there are no more."""
-    library = ctypes.CDLL(sys.argv[1])
+    """Answer requests until there are no more: `sandbox.py library seconds_of_a_launch`."""
+    library, seconds = ctypes.CDLL(sys.argv[1]), float(sys.argv[2])
+    results = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # where a kernel's printf goes
     libc = ctypes.CDLL(None)
     libc.mmap.restype = ctypes.c_void_p
     libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int,
                           ctypes.c_int, ctypes.c_long]
     libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+    libc.fflush.argtypes = [ctypes.c_void_p]
     while True:
         try:
             request = pickle.load(sys.stdin.buffer)
         except EOFError:
             return
-        pickle.dump(run(library, libc, *request), sys.stdout.buffer, protocol=5)
-        sys.stdout.buffer.flush()
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # of computing; caught in emulator.h
+        answer = run(library, libc, *request)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        pickle.dump(answer, results, protocol=5)
+        results.flush()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from minisegnet.losses.focal import focal_backward, focal_forward
 from minisegnet.losses.logit_adjusted import logit_adjusted_backward, logit_adjusted_forward
 from minisegnet.losses.lovasz import lovasz_backward, lovasz_forward
 from minisegnet.losses.ohem import ohem_backward, ohem_forward
+from minisegnet.losses.softmax_cuda import pixels_per_class
 from minisegnet.losses.tversky import tversky_backward, tversky_forward
 from minisegnet.losses.upsampled import (
     upsampled_loss_backward,
@@ -19,7 +20,10 @@ from minisegnet.losses.upsampled import (
     upsampled_prediction,
 )
 
+WITHOUT_KERNELS = ("lovasz", "ohem")  # they sort all pixels, on the host only
+
 __all__ = [
+    "WITHOUT_KERNELS",
     "Criterion",
     "WholeBatch",
     "combined_backward",
@@ -36,6 +40,7 @@ __all__ = [
     "lovasz_forward",
     "ohem_backward",
     "ohem_forward",
+    "pixels_per_class",
     "tversky_backward",
     "tversky_forward",
     "upsampled_loss_backward",

@@ -41,10 +41,8 @@ def class_shares(counts, classes, weight, name):
     `weight` (K,) or None makes it a weighted mean. All 0, said once, where every pixel is ignored
     or no class of the mean has a weight. Raises ValueError for other classes or weights.
     """
-    if classes not in ("present", "all"):
-        raise ValueError(f"classes is {classes!r}; expected 'present' or 'all'")
+    weight = check_classes(classes, weight, counts.size)
     present = counts > 0
-    weight = check_class_weights(weight, counts.size)
     if classes == "present":
         weight = weight * present
     if not present.any() or weight.sum() == 0.0:
@@ -52,6 +50,13 @@ def class_shares(counts, classes, weight, name):
                   "loss 0, gradient 0")
         return np.zeros(counts.size)
     return weight / weight.sum()
+
+
+def check_classes(classes, weight, num_classes):
+    """Check the choice of classes, and return their weights (K,)."""
+    if classes not in ("present", "all"):
+        raise ValueError(f"classes is {classes!r}; expected 'present' or 'all'")
+    return check_class_weights(weight, num_classes)
 
 
 def check_smooth(smooth):

@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minisegnet.backend import get_array_module
+from minisegnet.ops._checks import choose
 from minisegnet.parallel import parallel_map, row_blocks
 
 _warned = set()  # messages given already: once per process is enough
@@ -24,20 +26,38 @@ class Labels(NamedTuple):
     valid: int  # number of pixels that are not ignored
 
 
+def uses_kernels(implementation, logits, *others):
+    """Return whether CUDA kernels work on `logits`: ValueError unless one of `others` does."""
+    return choose(implementation, logits, **dict.fromkeys(others, False), cuda=True)
+
+
+def refuse_device(loss, logits):
+    """Raise ValueError if logits lie on a device, for a loss that has no kernels."""
+    if get_array_module(logits) is not np:
+        raise ValueError(f"{loss} sorts all pixels, for which there is no CUDA kernel yet; use "
+                         "--device cpu or another loss")
+
+
 def check_logits(logits):
-    """Refuse logits that are not (N, H, W, K) of float32 or float64."""
+    """Refuse logits that are not (N, H, W, K) of float32 or float64; 16 bits go on a device."""
     if logits.ndim != 4 or 0 in logits.shape:
         raise ValueError(f"logits have shape {logits.shape}; expected (N, H, W, K), none 0")
-    if logits.dtype not in (np.float32, np.float64):
+    half = str(logits.dtype) in ("float16", "bfloat16") and get_array_module(logits) is not np
+    if logits.dtype not in (np.float32, np.float64) and not half:
         raise TypeError(f"logits are {logits.dtype}; expected float32 or float64")
 
 
-def check_inputs(logits, target, ignore_index):
-    """Check logits (N, H, W, K) and target (N, H, W), and return the target's `Labels`."""
+def check_shapes(logits, target):
+    """Check logits (N, H, W, K), and that target is (N, H, W)."""
     check_logits(logits)
     if target.shape != logits.shape[:3]:
         raise ValueError(f"target has shape {target.shape}, but the logits {logits.shape}; "
                          f"expected a target {logits.shape[:3]}")
+
+
+def check_inputs(logits, target, ignore_index):
+    """Check logits (N, H, W, K) and target (N, H, W), and return the target's `Labels`."""
+    check_shapes(logits, target)
     return check_labels(target, logits.shape[3], ignore_index)
 
 

@@ -12,8 +12,11 @@ from minisegnet.losses.focal import focal_backward, focal_forward
 from minisegnet.losses.logit_adjusted import logit_adjusted_backward, logit_adjusted_forward
 from minisegnet.losses.lovasz import lovasz_backward, lovasz_forward
 from minisegnet.losses.ohem import ohem_backward, ohem_forward
+from minisegnet.losses.softmax_cuda import divided, pixels_per_class
 from minisegnet.losses.tversky import tversky_backward, tversky_forward
 from minisegnet.losses.upsampled import upsampled_loss_backward, upsampled_loss_forward
+
+__all__ = ["LOSSES", "Criterion", "ShareOfMean", "WholeBatch", "pixels_per_class"]
 
 _FUNCTIONS = {
     "ce": (cross_entropy_forward, cross_entropy_backward),
@@ -32,7 +35,7 @@ _SUMS_OVER_PIXELS = ("ce", "focal", "logit_adjusted")
 class WholeBatch(NamedTuple):
     """The large batch of which a batch is one part, where gradients are accumulated."""
 
-    counts: np.ndarray  # (K,) int64, valid pixels per class, of all parts together
+    counts: np.ndarray  # (K,) valid pixels per class, of all parts; see pixels_per_class
     parts: int  # their number
 
 
@@ -153,4 +156,4 @@ class Criterion:
         """Divide the loss of a part by the number of parts, unless it is a part of the sum."""
         if whole is None or self.name in (*_SUMS_OVER_PIXELS, "combined"):
             return loss, cache
-        return type(loss)(loss / whole.parts), ShareOfMean(cache, whole.parts)
+        return divided(loss, whole.parts), ShareOfMean(cache, whole.parts)

@@ -18,14 +18,24 @@ from minisegnet.losses._softmax import (
     accurate_sum,
     check_class_weights,
     check_inputs,
+    check_shapes,
     classes_first,
     counts_to_divide_by,
     exp_and_log_prob,
     map_pixel_blocks,
     scale_gradient,
     target_index,
+    uses_kernels,
     warn_once,
     with_ignored,
+)
+from minisegnet.losses.softmax_cuda import (
+    DeviceCache,
+    DeviceLoss,
+    FullLogits,
+    cross_entropy_mean,
+    loss_backward_cuda,
+    loss_forward_cuda,
 )
 from minisegnet.ops._checks import choose
 
@@ -53,9 +63,16 @@ def cross_entropy_forward(logits, target, *, weight=None, counts=None, ignore_in
     (nothing to learn from), the loss is 0 with gradient 0, and a RuntimeWarning says so once.
     Where the batch is a part of a larger one, `counts` (K,) are the valid pixels per class of that
     one: its denominator is taken, and the losses of the parts add up to the loss of the whole.
-    `implementation` is "loops" (the definition) or "numpy". Raises ValueError for shapes,
-    weights or labels that do not fit, TypeError for dtypes.
+    `implementation` is "loops" (the definition), "numpy", "cuda" or "cuda_cpu"; None chooses by
+    the array. On a device the loss is an array (1,), and labels that are no class are not refused
+    but ignored and counted, in `cache.invalid`. Raises ValueError for shapes, weights or labels
+    that do not fit, TypeError for dtypes.
     """
+    if uses_kernels(implementation, logits, "loops", "numpy"):
+        check_shapes(logits, target)
+        pixels = cross_entropy_mean(logits.shape[3], weight, label_smoothing)
+        return loss_forward_cuda(FullLogits(logits), target, DeviceLoss(pixels), counts=counts,
+                                 ignore_index=ignore_index)
     labels = check_inputs(logits, target, ignore_index)
     counts = counts_to_divide_by(counts, labels)
     terms = cross_entropy_terms(counts, weight, label_smoothing, logits.dtype)
@@ -67,6 +84,8 @@ def cross_entropy_forward(logits, target, *, weight=None, counts=None, ignore_in
 
 def cross_entropy_backward(dloss, cache):
     """Return dlogits (N, H, W, K) for the scalar `dloss`."""
+    if isinstance(cache, DeviceCache):
+        return loss_backward_cuda(dloss, cache)
     return scale_gradient(dloss, cache.dlogits)
 
 

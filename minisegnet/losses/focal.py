@@ -19,14 +19,24 @@ from minisegnet.losses._softmax import (
     accurate_sum,
     check_class_weights,
     check_inputs,
+    check_shapes,
     classes_first,
     counts_to_divide_by,
     exp_and_log_prob,
     map_pixel_blocks,
     scale_gradient,
     target_index,
+    uses_kernels,
     warn_once,
     with_ignored,
+)
+from minisegnet.losses.softmax_cuda import (
+    DeviceCache,
+    DeviceLoss,
+    FullLogits,
+    PixelMean,
+    loss_backward_cuda,
+    loss_forward_cuda,
 )
 
 
@@ -43,7 +53,8 @@ class FocalTerms(NamedTuple):
     gamma: float
 
 
-def focal_forward(logits, target, *, alpha=None, gamma=2.0, counts=None, ignore_index=255):
+def focal_forward(logits, target, *, alpha=None, gamma=2.0, counts=None, ignore_index=255,
+                  implementation=None):
     """Return the focal loss of logits (N, H, W, K) against target (N, H, W), and a cache.
 
     `alpha` is None, a number per class, or one number, which only rescales the loss. The mean
@@ -51,9 +62,15 @@ def focal_forward(logits, target, *, alpha=None, gamma=2.0, counts=None, ignore_
     unweighted cross-entropy, with alpha it is not the weighted one. Where the batch is a part of a
     larger one, `counts` (K,) are the valid pixels per class of that one: the mean is over those,
     and the losses of the parts add up to the loss of the whole. Nothing but ignored pixels: loss
-    0, gradient 0, and a RuntimeWarning, once. Raises ValueError for shapes, options or labels
-    that do not fit, TypeError for dtypes.
+    0, gradient 0, and a RuntimeWarning, once. `implementation` is "numpy", "cuda" or "cuda_cpu",
+    as in `cross_entropy_forward`. Raises ValueError for shapes, options or labels that do not
+    fit, TypeError for dtypes.
     """
+    if uses_kernels(implementation, logits, "numpy"):
+        check_shapes(logits, target)
+        return loss_forward_cuda(
+            FullLogits(logits), target, DeviceLoss(focal_mean(logits.shape[3], alpha, gamma)),
+            counts=counts, ignore_index=ignore_index)
     labels = check_inputs(logits, target, ignore_index)
     terms = focal_terms(counts_to_divide_by(counts, labels), alpha, gamma, logits.dtype)
     K = logits.shape[3]
@@ -72,17 +89,28 @@ def focal_forward(logits, target, *, alpha=None, gamma=2.0, counts=None, ignore_
 
 def focal_backward(dloss, cache):
     """Return dlogits (N, H, W, K) for the scalar `dloss`."""
+    if isinstance(cache, DeviceCache):
+        return loss_backward_cuda(dloss, cache)
     return scale_gradient(dloss, cache.dlogits)
+
+
+def focal_mean(num_classes, alpha=None, gamma=2.0):
+    """Return the `PixelMean` of focal loss."""
+    return PixelMean(check_focal(num_classes, alpha, gamma), np.ones(num_classes), float(gamma))
+
+
+def check_focal(num_classes, alpha, gamma):
+    """Check the options, and return alpha (K,)."""
+    if not 0.0 <= gamma < math.inf:
+        raise ValueError(f"gamma is {gamma}; expected a number of at least 0")
+    if alpha is not None and np.ndim(alpha) == 0:
+        alpha = np.full(num_classes, alpha)
+    return check_class_weights(alpha, num_classes, "alpha")
 
 
 def focal_terms(counts, alpha, gamma, dtype):
     """Return the `FocalTerms` of a batch with `counts` (K,) pixels per class."""
-    if not 0.0 <= gamma < math.inf:
-        raise ValueError(f"gamma is {gamma}; expected a number of at least 0")
-    K = counts.size
-    if alpha is not None and np.ndim(alpha) == 0:
-        alpha = np.full(K, alpha)
-    alpha = check_class_weights(alpha, K, "alpha")
+    alpha = check_focal(counts.size, alpha, gamma)
     valid = int(counts.sum())
     if valid == 0:
         warn_once("focal loss: every pixel is ignored: loss 0, gradient 0")

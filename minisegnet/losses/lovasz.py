@@ -28,6 +28,7 @@ from minisegnet.losses._softmax import (
     check_inputs,
     classes_first,
     exp_and_log_prob,
+    refuse_device,
     scale_gradient,
     target_index,
 )
@@ -53,6 +54,7 @@ def lovasz_forward(logits, target, *, classes="present", weight=None, ignore_ind
     or "numpy". Raises ValueError for shapes, options or labels that do not fit, TypeError for
     dtypes.
     """
+    refuse_device("lovasz", logits)
     labels = check_inputs(logits, target, ignore_index)
     K = logits.shape[3]
     shares = class_shares(labels.counts, classes, weight, "Lovasz")

@@ -23,6 +23,7 @@ from minisegnet.losses._softmax import (
     classes_first,
     exp_and_log_prob,
     map_pixel_blocks,
+    refuse_device,
     target_index,
 )
 from minisegnet.losses.cross_entropy import (
@@ -45,6 +46,7 @@ def ohem_forward(logits, target, *, thresh=0.7, min_kept=1 / 16, weight=None, ig
     weights. Nothing to learn from: loss 0, gradient 0, and a RuntimeWarning, once. Raises
     ValueError for shapes, options or labels that do not fit, TypeError for dtypes.
     """
+    refuse_device("ohem", logits)
     labels = check_inputs(logits, target, ignore_index)
     check_ohem(thresh, min_kept)
     K = logits.shape[3]

@@ -23,24 +23,39 @@ import math
 import numpy as np
 
 from minisegnet.losses._overlap import (
+    check_classes,
     check_smooth,
     class_shares,
     overlap_backward,
     overlap_forward,
 )
-from minisegnet.losses._softmax import check_inputs
+from minisegnet.losses._softmax import check_inputs, check_shapes, uses_kernels
+from minisegnet.losses.softmax_cuda import (
+    DeviceCache,
+    DeviceLoss,
+    FullLogits,
+    Overlap,
+    loss_backward_cuda,
+    loss_forward_cuda,
+)
 
 
 def tversky_forward(logits, target, *, alpha=0.3, beta=0.7, smooth=1.0, classes="present",
-                    weight=None, ignore_index=255):
+                    weight=None, ignore_index=255, implementation=None):
     """Return the Tversky loss of logits (N, H, W, K) against target (N, H, W), and a cache.
 
     `alpha` is the price of false positives, `beta` of false negatives: with beta > alpha, a rare
     class is rather found too often than missed. `classes` are averaged: those "present" in the
     target, or "all"; `weight` (K,) makes it a weighted mean. No class to average: loss 0,
-    gradient 0, and a RuntimeWarning, once. Raises ValueError for shapes, options or labels that
-    do not fit, TypeError for dtypes.
+    gradient 0, and a RuntimeWarning, once. `implementation` is "numpy", "cuda" or "cuda_cpu", as
+    in `cross_entropy_forward`. Raises ValueError for shapes, options or labels that do not fit,
+    TypeError for dtypes.
     """
+    if uses_kernels(implementation, logits, "numpy"):
+        check_shapes(logits, target)
+        overlap = tversky_overlap(logits.shape[3], alpha, beta, smooth, classes, weight)
+        return loss_forward_cuda(FullLogits(logits), target, DeviceLoss(overlap=overlap),
+                                 ignore_index=ignore_index)
     labels = check_inputs(logits, target, ignore_index)
     shares = tversky_shares(labels.counts, alpha, beta, smooth, classes, weight)
     return overlap_forward(logits, labels, lambda intersection, total: tversky_of_sums(
@@ -49,14 +64,28 @@ def tversky_forward(logits, target, *, alpha=0.3, beta=0.7, smooth=1.0, classes=
 
 def tversky_backward(dloss, cache):
     """Return dlogits (N, H, W, K) for the scalar `dloss`."""
+    if isinstance(cache, DeviceCache):
+        return loss_backward_cuda(dloss, cache)
     return overlap_backward(dloss, cache)
+
+
+def tversky_overlap(num_classes, alpha=0.3, beta=0.7, smooth=1.0, classes="present", weight=None):
+    """Return the `Overlap` of Tversky loss."""
+    check_tversky(alpha, beta, smooth)
+    return Overlap(check_classes(classes, weight, num_classes), alpha, beta, smooth,
+                   classes == "all")
+
+
+def check_tversky(alpha, beta, smooth):
+    """Refuse negative prices and a negative smoothing."""
+    if not (0.0 <= alpha < math.inf and 0.0 <= beta < math.inf):
+        raise ValueError(f"alpha is {alpha} and beta {beta}; expected numbers of at least 0")
+    check_smooth(smooth)
 
 
 def tversky_shares(counts, alpha, beta, smooth, classes, weight):
     """Check the options, and return the shares a_c (K,) of the classes in the mean."""
-    if not (0.0 <= alpha < math.inf and 0.0 <= beta < math.inf):
-        raise ValueError(f"alpha is {alpha} and beta {beta}; expected numbers of at least 0")
-    check_smooth(smooth)
+    check_tversky(alpha, beta, smooth)
     return class_shares(counts, classes, weight, "Tversky")
 
 

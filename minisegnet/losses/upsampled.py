@@ -25,18 +25,31 @@ from minisegnet.losses._softmax import (
     check_logits,
     counts_to_divide_by,
     exp_and_log_prob,
+    refuse_device,
     scale_gradient,
     target_index,
+    uses_kernels,
     with_ignored,
 )
-from minisegnet.losses.combined import check_lambdas
+from minisegnet.losses.combined import check_lambdas, combined_on_device
 from minisegnet.losses.cross_entropy import cross_entropy_block, cross_entropy_terms
-from minisegnet.losses.dice import dice_of_sums, dice_shares
-from minisegnet.losses.focal import focal_block, focal_of_log_prob, focal_terms
-from minisegnet.losses.logit_adjusted import logit_shift
+from minisegnet.losses.dice import dice_of_sums, dice_overlap, dice_shares
+from minisegnet.losses.focal import focal_block, focal_mean, focal_of_log_prob, focal_terms
+from minisegnet.losses.logit_adjusted import logit_adjusted_mean, logit_shift
 from minisegnet.losses.lovasz import lovasz_backward, lovasz_forward
 from minisegnet.losses.ohem import check_ohem, keep_hard
-from minisegnet.losses.tversky import tversky_of_sums, tversky_shares
+from minisegnet.losses.softmax_cuda import (
+    DeviceCache,
+    DeviceLoss,
+    cross_entropy_mean,
+    loss_backward_cuda,
+)
+from minisegnet.losses.tversky import tversky_of_sums, tversky_overlap, tversky_shares
+from minisegnet.losses.upsampled_cuda import (
+    upsampled_loss_forward_cuda,
+    upsampled_prediction_cuda,
+)
+from minisegnet.ops._checks import choose
 from minisegnet.ops.upsample import (
     UpsampleBilinearCache,
     cached_rows,
@@ -80,13 +93,15 @@ class PlainCache(NamedTuple):
     upsample: UpsampleBilinearCache
 
 
-def upsampled_loss_forward(coarse, target, loss="ce", *, ignore_index=255, **options):
+def upsampled_loss_forward(coarse, target, loss="ce", *, ignore_index=255, implementation=None,
+                           **options):
     """Return the loss of coarse logits (N, h, w, K) enlarged to target (N, H, W), and a cache.
 
     `loss` is one of the names of `_LOSSES` and `options` are those of its plain function; the
     result equals `upsample_bilinear_forward` followed by that function. "lovasz" sorts all pixels
     of the batch, class by class, and so is just that: there, and only there, logits of full
-    resolution exist. Raises what the plain functions raise.
+    resolution exist. `implementation` is "numpy", "cuda" or "cuda_cpu", as in
+    `cross_entropy_forward`; lovasz and ohem have no kernels. Raises what the plain functions do.
     """
     if loss not in _LOSSES:
         raise ValueError(f"loss {loss!r} is not one of {', '.join(_LOSSES)}")
@@ -94,6 +109,14 @@ def upsampled_loss_forward(coarse, target, loss="ce", *, ignore_index=255, **opt
     if target.ndim != 3 or target.shape[0] != coarse.shape[0] or 0 in target.shape:
         raise ValueError(f"target has shape {target.shape}; expected (N, H, W) with "
                          f"N = {coarse.shape[0]}")
+    if loss in ("lovasz", "ohem"):
+        refuse_device(loss, coarse)
+        choose(implementation, coarse, numpy=None)
+    elif uses_kernels(implementation, coarse, "numpy"):
+        counts = options.pop("counts", None) if loss in _WITH_COUNTS else None
+        return upsampled_loss_forward_cuda(
+            coarse, target, ON_DEVICE[loss](coarse.shape[3], **options),
+            counts=counts, ignore_index=ignore_index)
     if loss == "lovasz":
         return _lovasz(coarse, target, ignore_index=ignore_index, **options)
     return _LOSSES[loss](coarse, check_labels(target, coarse.shape[3], ignore_index), **options)
@@ -101,6 +124,8 @@ def upsampled_loss_forward(coarse, target, loss="ce", *, ignore_index=255, **opt
 
 def upsampled_loss_backward(dloss, cache):
     """Return dcoarse (N, h, w, K) for the scalar `dloss`."""
+    if isinstance(cache, DeviceCache):
+        return loss_backward_cuda(dloss, cache)
     if isinstance(cache, OneSweepCache):
         return scale_gradient(dloss, cache.dcoarse)
     if isinstance(cache, PlainCache):
@@ -108,12 +133,15 @@ def upsampled_loss_backward(dloss, cache):
     return _second_sweep(float(dloss), cache)
 
 
-def upsampled_prediction(coarse, size):
+def upsampled_prediction(coarse, size, *, implementation=None):
     """Return the most likely class (N, *size) of coarse logits (N, h, w, K) enlarged to size.
 
-    uint8 for up to 256 classes. The lowest class wins a tie.
+    uint8 for up to 256 classes, which is all that there may be on a device. The lowest class wins
+    a tie. `implementation` is "numpy", "cuda" or "cuda_cpu".
     """
     check_logits(coarse)
+    if uses_kernels(implementation, coarse, "numpy"):
+        return upsampled_prediction_cuda(coarse, size)
     N, _, _, K = coarse.shape
     prediction = np.empty((N, *size), np.min_scalar_type(K - 1))
 
@@ -210,6 +238,17 @@ _LOSSES = {
     "lovasz": _lovasz,
     "ohem": _ohem,
     "logit_adjusted": _logit_adjusted,
+}
+
+
+_WITH_COUNTS = ("ce", "focal", "combined", "logit_adjusted")
+ON_DEVICE = {
+    "ce": lambda K, **options: DeviceLoss(cross_entropy_mean(K, **options)),
+    "focal": lambda K, **options: DeviceLoss(focal_mean(K, **options)),
+    "dice": lambda K, **options: DeviceLoss(overlap=dice_overlap(K, **options)),
+    "combined": combined_on_device,
+    "tversky": lambda K, **options: DeviceLoss(overlap=tversky_overlap(K, **options)),
+    "logit_adjusted": lambda K, **options: DeviceLoss(logit_adjusted_mean(K, **options)),
 }
 
 

@@ -3,7 +3,7 @@
 Source: Chen et al., "Rethinking atrous convolution for semantic image segmentation" (2017).
 """
 
-from minisegnet.backend import get_array_module
+from minisegnet import ops
 from minisegnet.blocks import conv_norm_activation
 from minisegnet.layers import Concatenate, Dropout, GlobalAveragePool, Layer
 
@@ -39,8 +39,9 @@ class ASPP(Layer):
         branches += [conv.forward(x) for conv in self.atrous.children.values()]
         # Bilinear upsampling of a 1x1 map repeats it at every pixel.
         pooled = self.pooled.forward(self.pool.forward(x))  # (N, 1, 1, channels)
-        shape = branches[0].shape
-        branches.append(get_array_module(x).broadcast_to(pooled, shape))
+        repeated, cache = ops.repeat_pixels_forward(pooled, branches[0].shape[1:3])
+        self._keep(cache)
+        branches.append(repeated)
         return self.dropout.forward(self.project.forward(self.concatenate.forward(branches)))
 
     def backward(self, dout):
@@ -48,7 +49,6 @@ class ASPP(Layer):
         # Every branch read the same x: dx is the sum of what each sends back.
         dx = self.pointwise.backward(dbranches[0])
         for conv, dbranch in zip(self.atrous.children.values(), dbranches[1:-1]):
-            dx += conv.backward(dbranch)
-        dpooled = dbranches[-1].sum(axis=(1, 2), keepdims=True)
-        dx += self.pool.backward(self.pooled.backward(dpooled))
-        return dx
+            ops.add_into(dx, conv.backward(dbranch))
+        dpooled = ops.repeat_pixels_backward(dbranches[-1], self._spend())
+        return self.pool.backward(self.pooled.backward(dpooled), add_to=dx)

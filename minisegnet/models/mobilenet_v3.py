@@ -6,6 +6,7 @@ Source: Howard et al., "Searching for MobileNetV3" (2019), table 2; details as i
 
 from typing import NamedTuple
 
+from minisegnet import ops
 from minisegnet.blocks import SqueezeExcite, conv_norm_activation, depthwise_norm_activation
 from minisegnet.layers import Hardswish, Layer, ReLU, inference_mode
 
@@ -87,7 +88,7 @@ class InvertedResidual(Layer):
             out = self.squeeze_excite.forward(out)
         out = self.project.forward(out)
         if self.is_residual:
-            out += x
+            ops.add_into(out, x)
         return out
 
     def backward(self, dout):
@@ -98,7 +99,7 @@ class InvertedResidual(Layer):
         if self.expand is not None:
             dx = self.expand.backward(dx)
         if self.is_residual:
-            dx += dout
+            ops.add_into(dx, dout)
         return dx
 
 
@@ -155,8 +156,8 @@ class MobileNetV3(Layer):
         for i in range(len(layers) - 1, 0, -1):
             # A feature that was handed out has two users: their gradients add up.
             if i == self.MID and dmid is not None:
-                dx = dx + dmid
+                dx = ops.add(dx, dmid)
             elif i == self.LOW and dlow is not None:
-                dx = dx + dlow
+                dx = ops.add(dx, dlow)
             dx = layers[i].backward(dx)
         layers[0].backward(dx, input_gradient=False)

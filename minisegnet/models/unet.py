@@ -5,6 +5,7 @@ padded convolutions with batch norm. Its layers are named as there, so its weigh
 are. Each backward is its forward read upside down.
 """
 
+from minisegnet import ops
 from minisegnet.backend import get_array_module
 from minisegnet.errors import UserError
 from minisegnet.layers import (
@@ -154,8 +155,8 @@ class UNet(Layer):
         dx, dx3 = self.up2.backward(dx)
         dx, dx4 = self.up1.backward(dx)
         # Each x went two ways, down and across: its gradients add up.
-        dx4 = dx4 + self.down4.backward(dx)
-        dx3 = dx3 + self.down3.backward(dx4)
-        dx2 = dx2 + self.down2.backward(dx3)
-        dx1 = dx1 + self.down1.backward(dx2)
+        dx4 = ops.add(dx4, self.down4.backward(dx))
+        dx3 = ops.add(dx3, self.down3.backward(dx4))
+        dx2 = ops.add(dx2, self.down2.backward(dx3))
+        dx1 = ops.add(dx1, self.down1.backward(dx2))
         self.inc.backward(dx1, input_gradient=False)

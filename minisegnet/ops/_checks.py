@@ -27,17 +27,20 @@ def choose(implementation, x, **choices):
     """Return the choice of that name, for an array `x`; ValueError names all there are.
 
     None chooses by where `x` is: "numpy", or "cuda" on a device. "cuda_cpu" is "cuda" on NumPy
-    arrays, its kernels run by the emulator of `minisegnet.cuda`.
+    arrays, its kernels run by the emulator of `minisegnet.cuda`, and "cuda_cpu_naive" likewise
+    "cuda_naive".
     """
     on_device = get_array_module(x) is not np
     if implementation is None:
         implementation = "cuda" if on_device else "numpy"
-    elif implementation == "cuda_cpu" and "cuda" in choices:
-        implementation = "cuda"
-    elif implementation == "cuda" and not on_device:
-        raise ValueError("implementation 'cuda' takes arrays on a GPU; 'cuda_cpu' runs the same "
-                         "kernels on NumPy arrays")
+    on_cpu = {name.replace("cuda", "cuda_cpu"): name for name in choices if "cuda" in name}
+    if implementation in on_cpu:
+        implementation = on_cpu[implementation]
+    elif implementation in on_cpu.values() and not on_device:
+        raise ValueError(f"implementation {implementation!r} takes arrays on a GPU; "
+                         f"{implementation.replace('cuda', 'cuda_cpu')!r} runs the same kernels "
+                         "on NumPy arrays")
     if implementation not in choices:
-        names = [*choices, *(["cuda_cpu"] if "cuda" in choices else [])]
-        raise ValueError(f"implementation {implementation!r} is not one of {', '.join(names)}")
+        raise ValueError(f"implementation {implementation!r} is not one of "
+                         f"{', '.join((*choices, *on_cpu))}")
     return choices[implementation]

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
+from minisegnet.ops import conv2d_cuda
 from minisegnet.ops._checks import check_dtype, check_upstream, choose
 from minisegnet.ops._windows import check_window, output_size, valid_taps
 from minisegnet.parallel import matmul, parallel_map
@@ -36,8 +37,8 @@ def conv2d_forward(x, weight, bias=None, *, stride=1, padding=0, dilation=1,
     """Convolve `x` (N, H, W, C) with `weight` (KH, KW, C, OC), zero-padded.
 
     Returns `out` (N, OH, OW, OC) and a cache for `conv2d_backward`. `implementation` is
-    "loops" (the definition) or "numpy" (matrix products). Raises ValueError for shapes that do
-    not fit, TypeError for mixed dtypes.
+    "loops" (the definition), "numpy" (matrix products), "cuda" or "cuda_cpu"; None chooses by the
+    array. Raises ValueError for shapes that do not fit, TypeError for mixed dtypes.
     """
     check_window(stride, padding, dilation)
     if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[2]:
@@ -46,27 +47,32 @@ def conv2d_forward(x, weight, bias=None, *, stride=1, padding=0, dilation=1,
     if bias is not None and bias.shape != weight.shape[3:]:
         raise ValueError(f"conv2d bias must be (OC,) = {weight.shape[3:]}, not {bias.shape}")
     check_dtype("conv2d", x, weight, *(() if bias is None else (bias,)))
-    forward = choose(implementation, x, loops=conv2d_forward_loops, numpy=conv2d_forward_numpy)
-    out = forward(x, weight, stride, padding, dilation)
-    if bias is not None:
-        out += bias
+    forward = choose(implementation, x, loops=conv2d_forward_loops, numpy=conv2d_forward_numpy,
+                     cuda=conv2d_forward_cuda)
+    out = forward(x, weight, bias, stride, padding, dilation)
     return out, Conv2dCache(x, weight, bias is not None, stride, padding, dilation)
 
 
-def conv2d_backward(dout, cache, *, input_gradient=True, implementation=None):
+def conv2d_backward(dout, cache, *, input_gradient=True, dweight=None, dbias=None,
+                    implementation=None):
     """Return `(dx, dweight, dbias)` for `dout` (N, OH, OW, OC).
 
     `dbias` is None if the forward had no bias; `dx` is None with `input_gradient=False`, which
-    spares the first layer of a network the gradient of the picture.
+    spares the first layer of a network the gradient of the picture. Where arrays `dweight` and
+    `dbias` are given, the gradients are added to them.
     """
     expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding, cache.dilation)
     check_upstream("conv2d", dout, expected)
     backward = choose(implementation, dout, loops=conv2d_backward_loops,
-                      numpy=conv2d_backward_numpy)
-    dx, dweight = backward(dout, cache, input_gradient)
-    # dbias = sum of dout over every pixel
-    dbias = dout.sum(axis=(0, 1, 2)) if cache.has_bias else None
-    return dx, dweight, dbias
+                      numpy=conv2d_backward_numpy, cuda=conv2d_backward_cuda)
+    xp = get_array_module(dout)
+    if dweight is None:
+        dweight = xp.zeros(cache.weight.shape, cache.weight.dtype)
+    if not cache.has_bias:
+        dbias = None
+    elif dbias is None:
+        dbias = xp.zeros(cache.weight.shape[3:], cache.weight.dtype)
+    return backward(dout, cache, input_gradient, dweight, dbias), dweight, dbias
 
 
 def _output_shape(x, weight, stride, padding, dilation):
@@ -78,11 +84,13 @@ def _output_shape(x, weight, stride, padding, dilation):
 # ---------------------------------------------------------------- the definition
 
 
-def conv2d_forward_loops(x, weight, stride, padding, dilation):
+def conv2d_forward_loops(x, weight, bias, stride, padding, dilation):
     N, H, W, C = x.shape
     KH, KW, _, OC = weight.shape
     shape = _output_shape(x, weight, stride, padding, dilation)
     out = np.zeros(shape, x.dtype)
+    if bias is not None:
+        out += bias
     for n, oh, ow, o in np.ndindex(shape):
         for kh, kw in np.ndindex(KH, KW):
             h = oh * stride + kh * dilation - padding
@@ -93,14 +101,15 @@ def conv2d_forward_loops(x, weight, stride, padding, dilation):
     return out
 
 
-def conv2d_backward_loops(dout, cache, input_gradient):
+def conv2d_backward_loops(dout, cache, input_gradient, dweight, dbias):
     x, weight, _, stride, padding, dilation = cache
     N, H, W, C = x.shape
     KH, KW, _, OC = weight.shape
     dx = np.zeros_like(x)
-    dweight = np.zeros_like(weight)
     # Each multiplication x * weight -> out of the forward sends dout to both of its factors.
     for n, oh, ow, o in np.ndindex(dout.shape):
+        if dbias is not None:
+            dbias[o] += dout[n, oh, ow, o]
         for kh, kw in np.ndindex(KH, KW):
             h = oh * stride + kh * dilation - padding
             w = ow * stride + kw * dilation - padding
@@ -108,13 +117,20 @@ def conv2d_backward_loops(dout, cache, input_gradient):
                 for c in range(C):
                     dx[n, h, w, c] += dout[n, oh, ow, o] * weight[kh, kw, c, o]
                     dweight[kh, kw, c, o] += dout[n, oh, ow, o] * x[n, h, w, c]
-    return (dx if input_gradient else None), dweight
+    return dx if input_gradient else None
 
 
 # ---------------------------------------------------------------- matrix products
 
 
-def conv2d_forward_numpy(x, weight, stride, padding, dilation):
+def conv2d_forward_numpy(x, weight, bias, stride, padding, dilation):
+    out = _convolve(x, weight, stride, padding, dilation)
+    if bias is not None:
+        out += bias
+    return out
+
+
+def _convolve(x, weight, stride, padding, dilation):
     KH, KW, C, OC = weight.shape
     shape = _output_shape(x, weight, stride, padding, dilation)
     if KH == KW == 1 and padding == 0:
@@ -137,23 +153,24 @@ def conv2d_forward_numpy(x, weight, stride, padding, dilation):
     return out
 
 
-def conv2d_backward_numpy(dout, cache, input_gradient):
+def conv2d_backward_numpy(dout, cache, input_gradient, dweight, dbias):
     x, weight, _, stride, padding, dilation = cache
     KH, KW, C, OC = weight.shape
+    if dbias is not None:
+        # dbias = sum of dout over every pixel
+        dbias += dout.sum(axis=(0, 1, 2))
     if KH == KW == 1 and padding == 0:
-        return _pointwise_backward(dout, x, weight, stride, input_gradient)
+        return _pointwise_backward(dout, x, weight, stride, input_gradient, dweight)
     if KH * KW * C <= IM2COL_MAX_WEIGHTS:
-        return _im2col_backward(dout, cache, input_gradient)
-    xp = get_array_module(x)
+        return _im2col_backward(dout, cache, input_gradient, dweight)
     taps = valid_taps(x.shape, dout.shape, (KH, KW), stride, padding, dilation)
-    dweight = xp.zeros_like(weight)
     for tap in taps:
         # dweight = x^T dout
-        dweight[tap.kh, tap.kw] = matmul(x[tap.x].reshape(-1, C).T,
-                                         dout[tap.out].reshape(-1, OC))
+        dweight[tap.kh, tap.kw] += matmul(x[tap.x].reshape(-1, C).T,
+                                          dout[tap.out].reshape(-1, OC))
     if not input_gradient:
-        return None, dweight
-    dx = xp.zeros_like(x)
+        return None
+    dx = get_array_module(x).zeros_like(x)
 
     def input_gradient_of_image(n):
         for tap in taps:
@@ -163,22 +180,22 @@ def conv2d_backward_numpy(dout, cache, input_gradient):
             dx[n][tap.x[1:]] += product.reshape(*dout_tap.shape[:2], C)
 
     parallel_map(input_gradient_of_image, range(len(x)), work=dout.size * KH * KW * C // 8)
-    return dx, dweight
+    return dx
 
 
-def _pointwise_backward(dout, x, weight, stride, input_gradient):
+def _pointwise_backward(dout, x, weight, stride, input_gradient, dweight):
     C, OC = weight.shape[2:]
     dout_rows = dout.reshape(-1, OC)  # (P, OC)
     x_rows = x[:, ::stride, ::stride].reshape(-1, C)  # (P, C)
-    dweight = matmul(x_rows.T, dout_rows).reshape(weight.shape)
+    dweight += matmul(x_rows.T, dout_rows).reshape(weight.shape)
     if not input_gradient:
-        return None, dweight
+        return None
     dx_rows = matmul(dout_rows, weight[0, 0].T)  # (P, C)
     if stride == 1:
-        return dx_rows.reshape(x.shape), dweight
+        return dx_rows.reshape(x.shape)
     dx = get_array_module(x).zeros_like(x)
     dx[:, ::stride, ::stride] = dx_rows.reshape(*dout.shape[:3], C)
-    return dx, dweight
+    return dx
 
 
 def _padded(x, padding):
@@ -203,18 +220,59 @@ def _im2col(x, weight_shape, out_shape, stride, padding, dilation):
     return windows.reshape(N * OH * OW, KH * KW * C)
 
 
-def _im2col_backward(dout, cache, input_gradient):
+def _im2col_backward(dout, cache, input_gradient, dweight):
     x, weight, _, stride, padding, dilation = cache
     KH, KW, C, OC = weight.shape
     N, OH, OW, _ = dout.shape
     dout_rows = dout.reshape(-1, OC)
     # The columns are gathered a second time: keeping them would hold KH*KW copies of the input.
     cols = _im2col(x, weight.shape, dout.shape, stride, padding, dilation)
-    dweight = matmul(cols.T, dout_rows).reshape(weight.shape)
+    dweight += matmul(cols.T, dout_rows).reshape(weight.shape)
     if not input_gradient:
-        return None, dweight
+        return None
     dcols = matmul(dout_rows, weight.reshape(-1, OC).T).reshape(N, OH, OW, KH, KW, C)
     dx = get_array_module(x).zeros_like(x)
     for tap in valid_taps(x.shape, dout.shape, (KH, KW), stride, padding, dilation):
         dx[tap.x] += dcols[tap.out][..., tap.kh, tap.kw, :]
-    return dx, dweight
+    return dx
+
+
+# ---------------------------------------------------------------- CUDA: conv2d.cu
+#
+# conv2d_cuda.py launches its kernels.
+
+
+def conv2d_forward_cuda(x, weight, bias, stride, padding, dilation):
+    xp = get_array_module(x)
+    x, weight = xp.ascontiguousarray(x), xp.ascontiguousarray(weight)
+    bias = None if bias is None else xp.ascontiguousarray(bias)
+    out = xp.empty(_output_shape(x, weight, stride, padding, dilation), x.dtype)
+    taps, window = conv2d_cuda.seen_taps(x, weight, out, stride, padding, dilation)
+    weight = weight[taps]
+    if conv2d_cuda.is_direct(weight):
+        conv2d_cuda.convolve_directly(x, weight, bias, out, window)
+        return out
+    conv2d_cuda.convolve(x, weight, out, window)
+    if bias is not None:
+        conv2d_cuda.add_bias(out, bias)
+    return out
+
+
+def conv2d_backward_cuda(dout, cache, input_gradient, dweight, dbias):
+    x, weight, _, stride, padding, dilation = cache
+    xp = get_array_module(dout)
+    dout, x, weight = map(xp.ascontiguousarray, (dout, x, weight))
+    dx = xp.empty(x.shape, x.dtype) if input_gradient else None
+    if dbias is not None:
+        conv2d_cuda.add_bias_gradient(dout, dbias)
+    taps, window = conv2d_cuda.seen_taps(x, weight, dout, stride, padding, dilation)
+    weight, dweight = weight[taps], dweight[taps]
+    if conv2d_cuda.is_direct(weight):
+        conv2d_cuda.add_weight_gradient_directly(dout, x, dweight, window)
+        if input_gradient:
+            conv2d_cuda.input_gradient_directly(dout, weight, dx, window)
+        return dx
+    conv2d_cuda.add_weight_gradient(dout, x, dweight, window)
+    if input_gradient:
+        conv2d_cuda.input_gradient(dout, weight, dx, window)
+    return dx

@@ -16,6 +16,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
+from minisegnet.cuda.gemm import gemm
+from minisegnet.cuda.launch import KernelFile, blocks
+from minisegnet.ops import conv2d_cuda
 from minisegnet.ops._checks import check_dtype, check_upstream, choose
 from minisegnet.ops._windows import check_window, valid_taps
 from minisegnet.ops.conv2d import Conv2dCache, conv2d_backward_numpy, conv2d_forward_numpy
@@ -38,8 +41,8 @@ def conv_transpose2d_forward(x, weight, bias=None, *, stride=1, padding=0,
 
     Returns `out` (N, OH, OW, OC) with OH = (H - 1) * stride - 2 * padding + KH, and a cache for
     `conv_transpose2d_backward`. As in torch `padding` makes the map smaller. `implementation` is
-    "loops" (the definition) or "numpy" (matrix products). Raises ValueError for shapes that do
-    not fit, TypeError for mixed dtypes.
+    "loops" (the definition), "numpy" (matrix products), "cuda" or "cuda_cpu"; None chooses by the
+    array. Raises ValueError for shapes that do not fit, TypeError for mixed dtypes.
     """
     check_window(stride, padding, 1)
     if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[3]:
@@ -53,26 +56,29 @@ def conv_transpose2d_forward(x, weight, bias=None, *, stride=1, padding=0,
         raise ValueError(f"padding {padding} cuts off all of the output of an input {x.shape} "
                          f"and a kernel {weight.shape[:2]}; use less padding")
     forward = choose(implementation, x, loops=conv_transpose2d_forward_loops,
-                     numpy=conv_transpose2d_forward_numpy)
-    out = forward(x, weight, stride, padding)
-    if bias is not None:
-        out += bias
+                     numpy=conv_transpose2d_forward_numpy, cuda=conv_transpose2d_forward_cuda)
+    out = forward(x, weight, bias, stride, padding)
     return out, ConvTranspose2dCache(x, weight, bias is not None, stride, padding)
 
 
-def conv_transpose2d_backward(dout, cache, *, implementation=None):
+def conv_transpose2d_backward(dout, cache, *, dweight=None, dbias=None, implementation=None):
     """Return `(dx, dweight, dbias)` for `dout` (N, OH, OW, OC).
 
-    `dbias` is None if the forward had no bias.
+    `dbias` is None if the forward had no bias. Where arrays `dweight` and `dbias` are given, the
+    gradients are added to them.
     """
     expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding)
     check_upstream("conv_transpose2d", dout, expected)
     backward = choose(implementation, dout, loops=conv_transpose2d_backward_loops,
-                      numpy=conv_transpose2d_backward_numpy)
-    dx, dweight = backward(dout, cache)
-    # dbias = sum of dout over every pixel
-    dbias = dout.sum(axis=(0, 1, 2)) if cache.has_bias else None
-    return dx, dweight, dbias
+                      numpy=conv_transpose2d_backward_numpy, cuda=conv_transpose2d_backward_cuda)
+    xp = get_array_module(dout)
+    if dweight is None:
+        dweight = xp.zeros(cache.weight.shape, cache.weight.dtype)
+    if not cache.has_bias:
+        dbias = None
+    elif dbias is None:
+        dbias = xp.zeros(cache.weight.shape[2:3], cache.weight.dtype)
+    return backward(dout, cache, dweight, dbias), dweight, dbias
 
 
 def _output_shape(x, weight, stride, padding):
@@ -84,9 +90,11 @@ def _output_shape(x, weight, stride, padding):
 # ---------------------------------------------------------------- the definition
 
 
-def conv_transpose2d_forward_loops(x, weight, stride, padding):
+def conv_transpose2d_forward_loops(x, weight, bias, stride, padding):
     KH, KW, OC, C = weight.shape
     out = np.zeros(_output_shape(x, weight, stride, padding), x.dtype)
+    if bias is not None:
+        out += bias
     for n, h, w, c in np.ndindex(x.shape):
         for kh, kw in np.ndindex(KH, KW):
             oh, ow = h * stride + kh - padding, w * stride + kw - padding
@@ -96,11 +104,13 @@ def conv_transpose2d_forward_loops(x, weight, stride, padding):
     return out
 
 
-def conv_transpose2d_backward_loops(dout, cache):
+def conv_transpose2d_backward_loops(dout, cache, dweight, dbias):
     x, weight, _, stride, padding = cache
     KH, KW, OC, C = weight.shape
+    if dbias is not None:
+        for n, oh, ow, o in np.ndindex(dout.shape):
+            dbias[o] += dout[n, oh, ow, o]
     dx = np.zeros_like(x)
-    dweight = np.zeros_like(weight)
     # Each multiplication x * weight -> out of the forward sends dout to both of its factors.
     for n, h, w, c in np.ndindex(x.shape):
         for kh, kw in np.ndindex(KH, KW):
@@ -109,7 +119,7 @@ def conv_transpose2d_backward_loops(dout, cache):
                 for o in range(OC):
                     dx[n, h, w, c] += dout[n, oh, ow, o] * weight[kh, kw, o, c]
                     dweight[kh, kw, o, c] += dout[n, oh, ow, o] * x[n, h, w, c]
-    return dx, dweight
+    return dx
 
 
 # ---------------------------------------------------------------- matrix products
@@ -120,7 +130,14 @@ def _is_disjoint(weight, stride, padding):
     return weight.shape[:2] == (stride, stride) and padding == 0
 
 
-def conv_transpose2d_forward_numpy(x, weight, stride, padding):
+def conv_transpose2d_forward_numpy(x, weight, bias, stride, padding):
+    out = _spread(x, weight, stride, padding)
+    if bias is not None:
+        out += bias
+    return out
+
+
+def _spread(x, weight, stride, padding):
     KH, KW, OC, C = weight.shape
     N, H, W, _ = x.shape
     shape = _output_shape(x, weight, stride, padding)
@@ -142,19 +159,80 @@ def conv_transpose2d_forward_numpy(x, weight, stride, padding):
     return out
 
 
-def conv_transpose2d_backward_numpy(dout, cache):
+def conv_transpose2d_backward_numpy(dout, cache, dweight, dbias):
     x, weight, _, stride, padding = cache
     KH, KW, OC, C = weight.shape
     N, H, W, _ = x.shape
+    if dbias is not None:
+        # dbias = sum of dout over every pixel
+        dbias += dout.sum(axis=(0, 1, 2))
     if _is_disjoint(weight, stride, padding):
         windows = dout.reshape(N, H, KH, W, KW, OC).transpose(0, 1, 3, 2, 4, 5)
         windows = windows.reshape(-1, KH * KW * OC)  # (N*H*W, KH*KW*OC)
-        dx = matmul(windows, weight.reshape(-1, C)).reshape(x.shape)
-        dweight = matmul(windows.T, x.reshape(-1, C)).reshape(weight.shape)
-        return dx, dweight
-    # dx = the convolution of dout
-    dx = conv2d_forward_numpy(dout, weight, stride, padding, 1)
+        dweight += matmul(windows.T, x.reshape(-1, C)).reshape(weight.shape)
+        return matmul(windows, weight.reshape(-1, C)).reshape(x.shape)
     # dweight = that convolution's weight gradient: its input is dout, its upstream gradient x
     convolution = Conv2dCache(dout, weight, False, stride, padding, 1)
-    _, dweight = conv2d_backward_numpy(x, convolution, input_gradient=False)
-    return dx, dweight
+    conv2d_backward_numpy(x, convolution, False, dweight, None)
+    # dx = the convolution of dout
+    return conv2d_forward_numpy(dout, weight, None, stride, padding, 1)
+
+
+# ---------------------------------------------------------------- CUDA: conv_transpose2d.cu
+#
+# A kernel of its own only where the windows lie side by side; else those of conv2d.cu.
+
+THREADS = 256  # of a block
+
+KERNELS = KernelFile(__file__, templates={"conv_transpose2d_forward_kernel": ("1", "4")})
+
+
+def conv_transpose2d_forward_cuda(x, weight, bias, stride, padding):
+    xp = get_array_module(x)
+    x, weight = xp.ascontiguousarray(x), xp.ascontiguousarray(weight)
+    bias = None if bias is None else xp.ascontiguousarray(bias)
+    out = xp.empty(_output_shape(x, weight, stride, padding), x.dtype)
+    if _is_disjoint(weight, stride, padding):
+        _spread_side_by_side(x, weight, bias, out)
+        return out
+    # out = the input gradient of the convolution from out to x
+    conv2d_cuda.input_gradient(x, weight, out, conv2d_cuda.Window(stride, 1, padding, padding))
+    if bias is not None:
+        conv2d_cuda.add_bias(out, bias)
+    return out
+
+
+def _spread_side_by_side(x, weight, bias, out):
+    N, H, W, C = x.shape
+    KH, KW, OC, _ = weight.shape
+    weight = conv2d_cuda.in_dtype_of(x, weight).reshape(-1, C)
+    # Of whole rows of x, their windows stay in the cache until they are put in place.
+    pieces = conv2d_cuda.chunks(N * H, W * KH * KW * OC * x.itemsize)
+    memory = get_array_module(x).empty((pieces[0].stop * W, KH * KW * OC), x.dtype)
+    x_rows, out_rows = x.reshape(N * H, W, C), out.reshape(N * H, KH, W * KW, OC)
+    vector = 4 if OC % 4 == 0 else 1
+    for rows in pieces:
+        x_piece, out_piece = x_rows[rows].reshape(-1, C), out_rows[rows]
+        windows = memory[:len(x_piece)]  # (P, KH*KW*OC)
+        gemm(x_piece, weight, windows, transpose_b=True)
+        KERNELS.launch(f"conv_transpose2d_forward_kernel<{vector}>",
+                       (blocks(out_piece.size // vector, THREADS),), (THREADS,), windows=windows,
+                       bias=bias, out=out_piece, size=out_piece.size, W=W, OC=OC, KH=KH, KW=KW)
+
+
+def conv_transpose2d_backward_cuda(dout, cache, dweight, dbias):
+    x, weight, _, stride, padding = cache
+    xp = get_array_module(dout)
+    dout, x, weight = map(xp.ascontiguousarray, (dout, x, weight))
+    if dbias is not None:
+        conv2d_cuda.add_bias_gradient(dout, dbias)
+    dx = xp.empty(x.shape, x.dtype)
+    weight_rows, dweight_rows, x_rows, dx_rows = map(
+        conv2d_cuda.rows_of, (conv2d_cuda.in_dtype_of(dout, weight), dweight, x, dx))
+    window = conv2d_cuda.Window(stride, 1, padding, padding)
+    # The windows of dout are columns to a convolution: gathered once, multiplied twice.
+    for pixels, windows in conv2d_cuda.columns(dout, weight, x, window):
+        # dx = windows weight, dweight = windows^T x
+        gemm(windows, weight_rows, dx_rows[pixels])
+        gemm(windows, x_rows[pixels], dweight_rows, transpose_a=True, add=True)
+    return dx

@@ -13,6 +13,7 @@
 // KERNEL is 3 or 5, or 0 for any size: then the taps are not unrolled, and the weight gradient has
 // a kernel of its own (backward_weight), where a thread owns one tap of one channel.
 #include "common.h"
+#include "sums.h"
 
 constexpr int STRIP = 4;
 constexpr int MAX_KERNEL_AREA = 25;
@@ -112,14 +113,13 @@ __global__ void depthwise_conv2d_backward_kernel(
   }
 }
 
-// dweight += the sum over the rows of `shares` (count, size).
+// dweight += the sum over the rows of `shares` (P, size), by one row of blocks.
 __global__ void depthwise_conv2d_sum_kernel(const REAL* __restrict__ shares,
-                                            REAL* __restrict__ dweight, int count, int size) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= size) return;
-  REAL sum = 0;
-  for (int row = 0; row < count; row++) sum += shares[row * size + i];
-  dweight[i] += sum;
+                                            REAL* __restrict__ dweight, int P, int size) {
+  DYNAMIC_SHARED(REAL, rows);  // (blockDim.y, blockDim.x)
+  const int column = blockIdx.y * blockDim.x + threadIdx.x;
+  const REAL sum = column_sum(shares, P, size, column, rows);
+  if (threadIdx.y == 0 && column < size) dweight[column] += sum;
 }
 
 // Any kernel size: a thread makes dx of one pixel and channel.

@@ -238,8 +238,10 @@ def depthwise_conv2d_backward_cuda(dout, cache, dweight):
         KERNELS.launch(f"depthwise_conv2d_backward_kernel<{KH}, {vector}>", (count, across),
                        (columns, rows), shared_bytes=THREADS * vector * weight.dtype.itemsize,
                        dout=dout, x=x, weight=weight, dx=dx, shares=shares, **sizes)
-        KERNELS.launch("depthwise_conv2d_sum_kernel", (blocks(weight.size, THREADS),), (THREADS,),
-                       shares=shares, dweight=dweight, count=count, size=weight.size)
+        rows = min(count, 32)
+        KERNELS.launch("depthwise_conv2d_sum_kernel", (1, blocks(weight.size, 32)), (32, rows),
+                       shared_bytes=32 * rows * weight.dtype.itemsize, shares=shares,
+                       dweight=dweight, P=count, size=weight.size)
         return dx
     KERNELS.launch("depthwise_conv2d_backward_input_kernel", (blocks(x.size, THREADS),),
                    (THREADS,), dout=dout, weight=weight, dx=dx, KH=KH, KW=KW, **sizes)

@@ -1,30 +1,86 @@
-"""Global average pooling and max pooling, NHWC, forward and backward."""
+"""Pooling over all pixels and over windows, and its opposite, repeating; NHWC."""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from minisegnet.backend import get_array_module
+from minisegnet.cuda.launch import KernelFile, blocks
 from minisegnet.ops._checks import check_dtype, check_upstream, choose
 from minisegnet.ops._windows import check_window, output_size, valid_taps
 
 NO_WINNER = -1  # before a window has seen its first pixel, which may be -inf
 
 
-def global_average_pool_forward(x):
-    """Mean over the pixels: `x` (N, H, W, C) -> `out` (N, 1, 1, C). The cache is x's shape."""
-    if x.ndim != 4:
-        raise ValueError(f"global_average_pool takes x (N, H, W, C), not {x.shape}")
+def global_average_pool_forward(x, *, implementation=None):
+    """Mean over the pixels: `x` (N, H, W, C) -> `out` (N, 1, 1, C). The cache is x's shape.
+
+    `implementation` is "numpy", "cuda" or "cuda_cpu"; None chooses by the array. Raises ValueError
+    for another rank or no pixels, TypeError unless x is float32 or float64.
+    """
+    if x.ndim != 4 or 0 in x.shape:
+        raise ValueError(f"global_average_pool takes x (N, H, W, C), none of them 0, not "
+                         f"{x.shape}")
     check_dtype("global_average_pool", x)
-    return x.mean(axis=(1, 2), keepdims=True), x.shape
+    forward = choose(implementation, x, numpy=global_average_pool_forward_numpy,
+                     cuda=global_average_pool_forward_cuda)
+    return forward(x), x.shape
 
 
-def global_average_pool_backward(dout, x_shape):
-    """dx = dout / (H * W) at every pixel: (N, 1, 1, C) -> (N, H, W, C)."""
-    xp = get_array_module(dout)
+def global_average_pool_backward(dout, x_shape, *, add_to=None, implementation=None):
+    """dx = dout / (H * W) at every pixel: (N, 1, 1, C) -> (N, H, W, C).
+
+    Where `add_to`, a gradient of that shape, is given, dx is added to it in place: it is returned.
+    """
     N, H, W, C = x_shape
     check_upstream("global_average_pool", dout, (N, 1, 1, C))
-    return xp.broadcast_to(dout / (H * W), x_shape).copy()
+    if add_to is not None:
+        if add_to.shape != tuple(x_shape):
+            raise ValueError(f"add_to has shape {add_to.shape}; expected {tuple(x_shape)}")
+        check_dtype("global_average_pool", dout, add_to)
+    backward = choose(implementation, dout, numpy=global_average_pool_backward_numpy,
+                      cuda=global_average_pool_backward_cuda)
+    return backward(dout, x_shape, add_to)
+
+
+def repeat_pixels_forward(x, size, *, implementation=None):
+    """Repeat one pixel everywhere: `x` (N, 1, 1, C) -> `out` (N, H, W, C), size = (H, W).
+
+    It is what bilinear resizing makes of a 1x1 map. The cache is the output's shape. With NumPy
+    `out` is a read-only view of x. Raises ValueError for another shape or size.
+    """
+    if x.ndim != 4 or x.shape[1:3] != (1, 1):
+        raise ValueError(f"repeat_pixels takes x (N, 1, 1, C), not {x.shape}")
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size is {size}; expected (height, width), both at least 1")
+    check_dtype("repeat_pixels", x)
+    shape = (x.shape[0], *size, x.shape[3])
+    forward = choose(implementation, x, numpy=np.broadcast_to, cuda=repeat_pixels_forward_cuda)
+    return forward(x, shape), shape
+
+
+def repeat_pixels_backward(dout, shape, *, implementation=None):
+    """dx: the sum of `dout` (N, H, W, C) over the pixels, (N, 1, 1, C)."""
+    check_upstream("repeat_pixels", dout, shape)
+    backward = choose(implementation, dout, numpy=repeat_pixels_backward_numpy,
+                      cuda=repeat_pixels_backward_cuda)
+    return backward(dout)
+
+
+def global_average_pool_forward_numpy(x):
+    return x.mean(axis=(1, 2), keepdims=True)
+
+
+def global_average_pool_backward_numpy(dout, x_shape, add_to):
+    _, H, W, _ = x_shape
+    if add_to is None:
+        return np.broadcast_to(dout / (H * W), x_shape).copy()
+    add_to += dout / (H * W)
+    return add_to
+
+
+def repeat_pixels_backward_numpy(dout):
+    return dout.sum(axis=(1, 2), keepdims=True)
 
 
 class MaxPool2dCache(NamedTuple):
@@ -52,7 +108,7 @@ def max_pool2d_forward(x, kernel_size, *, stride=None, padding=0, implementation
                          f"{x.shape} and padding {padding} for kernel_size {kernel_size}")
     check_dtype("max_pool2d", x)
     forward = choose(implementation, x, loops=max_pool2d_forward_loops,
-                     numpy=max_pool2d_forward_numpy)
+                     numpy=max_pool2d_forward_numpy, cuda=max_pool2d_forward_cuda)
     out, winner = forward(x, kernel_size, stride, padding)
     return out, MaxPool2dCache(x.shape, winner, kernel_size, stride, padding)
 
@@ -61,7 +117,7 @@ def max_pool2d_backward(dout, cache, *, implementation=None):
     """dx: each output's gradient goes to the one pixel that was its maximum."""
     check_upstream("max_pool2d", dout, cache.winner.shape)
     backward = choose(implementation, dout, loops=max_pool2d_backward_loops,
-                      numpy=max_pool2d_backward_numpy)
+                      numpy=max_pool2d_backward_numpy, cuda=max_pool2d_backward_cuda)
     return backward(dout, cache)
 
 
@@ -116,4 +172,147 @@ def max_pool2d_backward_numpy(dout, cache):
     for tap in valid_taps(cache.x_shape, dout.shape, kernel, cache.stride, cache.padding, 1):
         won = cache.winner[tap.out] == tap.kh * cache.kernel_size + tap.kw
         dx[tap.x] += dout[tap.out] * won
+    return dx
+
+
+# ---------------------------------------------------------------- CUDA: pooling.cu
+
+THREADS = 256  # of a block
+SWEEP = 4  # pixels of one thread of a kernel that sums nothing: as many loads are on their way
+# A block that sums: enough pixels to be worth its start, enough blocks to fill a large GPU.
+PIXELS_PER_THREAD, REDUCTION_BLOCKS, ENOUGH_BLOCKS = 8, 1024, 128
+
+KERNELS = KernelFile(__file__, templates={
+    "sum_pixels_kernel": ("1", "4"),
+    "repeat_pixels_kernel": ("1, false", "4, false", "1, true", "4, true"),
+    "max_pool2d_forward_kernel": ("1", "4"),
+    "max_pool2d_backward_kernel": ("1", "4"),
+})
+
+
+def global_average_pool_forward_cuda(x):
+    return _sum_pixels(x, x.shape[1] * x.shape[2])
+
+
+def global_average_pool_backward_cuda(dout, x_shape, add_to):
+    if add_to is None:
+        add_to = get_array_module(dout).empty(x_shape, dout.dtype)
+        return _repeat_pixels(dout, add_to, x_shape[1] * x_shape[2])
+    return _repeat_pixels(dout, add_to, x_shape[1] * x_shape[2], adds=True)
+
+
+def repeat_pixels_forward_cuda(x, shape):
+    return _repeat_pixels(x, get_array_module(x).empty(shape, x.dtype), 1)
+
+
+def repeat_pixels_backward_cuda(dout):
+    return _sum_pixels(dout, 1)
+
+
+def _sum_pixels(x, divisor):
+    """Return the sums of x (N, H, W, C) over its pixels, divided: (N, 1, 1, C)."""
+    xp = get_array_module(x)
+    x = xp.ascontiguousarray(x)
+    N, _, _, C = x.shape
+    out = xp.empty((N, 1, 1, C), x.dtype)
+    vector, grid, block, shares, shared_bytes, sizes = reduction_blocks(x)
+    KERNELS.launch(f"sum_pixels_kernel<{vector}>", grid, block, shared_bytes=shared_bytes, x=x,
+                   out=out, shares=shares, divisor=divisor, **sizes)
+    sum_shares(shares, out, divisor)
+    return out
+
+
+def _repeat_pixels(x, out, divisor, adds=False):
+    """Write x (N, 1, 1, C), divided, to every pixel of `out`, or add it; return `out`."""
+    x = get_array_module(x).ascontiguousarray(x)
+    vector, grid, block, sizes = pixel_blocks(out.shape)
+    KERNELS.launch(f"repeat_pixels_kernel<{vector}, {str(adds).lower()}>", grid, block, x=x,
+                   out=out, divisor=divisor, **sizes)
+    return out
+
+
+def pixel_blocks(shape, count=None):
+    """Return (vector, grid, block, sizes) of a kernel whose threads walk down pixels.
+
+    A block is (columns of `vector` channels, rows of pixels); grid x is (image, chunk of pixels),
+    grid y a group of channels. `sizes` are the kernel's P, C, count and chunk: how many chunks an
+    image has, as near to the given `count` as whole rows allow, and of how many pixels.
+    """
+    N, H, W, C = shape
+    P = H * W
+    vector, columns, rows = _block_of(C)
+    chunk = rows * (SWEEP if count is None else blocks(P, rows * count))
+    count = blocks(P, chunk)
+    grid = (N * count, blocks(C, columns * vector))
+    return vector, grid, (columns, rows), dict(P=P, C=C, count=count, chunk=chunk)
+
+
+def reduction_blocks(x):
+    """Return (vector, grid, block, shares, shared_bytes, sizes) of a kernel that sums over pixels.
+
+    `shares` (N, count, C) is where the blocks leave their sums for `sum_shares`, None where there
+    is one block for all pixels of a channel, which leaves the result itself.
+    """
+    N, H, W, C = x.shape
+    vector, columns, rows = _block_of(C)
+    rest = N * blocks(C, columns * vector)  # blocks at one chunk per image
+    count = min(blocks(H * W, rows * PIXELS_PER_THREAD), max(1, REDUCTION_BLOCKS // rest))
+    if rest >= ENOUGH_BLOCKS and H * W <= REDUCTION_BLOCKS:
+        count = 1
+    vector, grid, block, sizes = pixel_blocks(x.shape, count)
+    count = sizes["count"]
+    shares = get_array_module(x).empty((N, count, C), real_dtype(x)) if count > 1 else None
+    return vector, grid, block, shares, THREADS * vector * real_dtype(x).itemsize, sizes
+
+
+def sum_shares(shares, out, divisor=1):
+    """Sum shares (N, count, C) to `out` (N, 1, 1, C) and divide; None: it is there already."""
+    if shares is not None:
+        N, count, C = shares.shape
+        KERNELS.launch("sum_shares_kernel", (blocks(N * C, THREADS),), (THREADS,), shares=shares,
+                       out=out, N=N, C=C, count=count, divisor=divisor)
+
+
+def real_dtype(x):
+    """Return the dtype that is computed in for activations `x`: float32, or float64."""
+    return np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+
+
+def _block_of(C):
+    """Return (vector, columns, rows) of a block for C channels.
+
+    Up to 32 vectors are one row of the block each: its threads then read without a gap. Beyond,
+    8 vectors of 4 float32 are one line of memory, 128 bytes.
+    """
+    vector = 4 if C % 4 == 0 else 1
+    columns = C // vector
+    if columns > 32:
+        columns = 8 if vector == 4 else 32
+    return vector, columns, THREADS // columns
+
+
+def max_pool2d_forward_cuda(x, kernel_size, stride, padding):
+    xp = get_array_module(x)
+    x = xp.ascontiguousarray(x)
+    N, H, W, C = x.shape
+    _, OH, OW, _ = shape = _output_shape(x, kernel_size, stride, padding)
+    out, winner = xp.empty(shape, x.dtype), xp.empty(shape, np.int16)
+    vector = 4 if C % 4 == 0 else 1
+    KERNELS.launch(f"max_pool2d_forward_kernel<{vector}>",
+                   (blocks(out.size // vector, THREADS),), (THREADS,), x=x, out=out,
+                   winner=winner, N=N, H=H, W=W, C=C, OH=OH, OW=OW, K=kernel_size, stride=stride,
+                   padding=padding)
+    return out, winner
+
+
+def max_pool2d_backward_cuda(dout, cache):
+    xp = get_array_module(dout)
+    dout, winner = xp.ascontiguousarray(dout), xp.ascontiguousarray(cache.winner)
+    N, H, W, C = cache.x_shape
+    _, OH, OW, _ = dout.shape
+    dx = xp.empty(cache.x_shape, dout.dtype)
+    vector = 4 if C % 4 == 0 else 1
+    KERNELS.launch(f"max_pool2d_backward_kernel<{vector}>", (blocks(dx.size // vector, THREADS),),
+                   (THREADS,), dout=dout, winner=winner, dx=dx, N=N, H=H, W=W, C=C, OH=OH, OW=OW,
+                   K=cache.kernel_size, stride=cache.stride, padding=cache.padding)
     return dx

@@ -6,11 +6,13 @@ Every row of `Wy` (OH, H) and `Wx` (OW, W) holds at most two numbers, which sum 
 backward pass is the exact transpose: every input pixel collects the share it gave away.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
 
 from minisegnet.backend import get_array_module
+from minisegnet.cuda.launch import KernelFile, blocks
 from minisegnet.ops._checks import choose
 from minisegnet.parallel import BLOCK_BYTES, parallel_map
 
@@ -76,8 +78,9 @@ def upsample_bilinear_forward(x, size, *, implementation=None):
     """Resize x (N, H, W, C) bilinearly to (N, OH, OW, C), size = (OH, OW), up or down.
 
     Equals torch.nn.functional.interpolate(mode="bilinear", align_corners=False).
-    `implementation` is "loops" (the definition) or "numpy". Raises ValueError for another shape
-    or size, TypeError unless x is float32 or float64.
+    `implementation` is "loops" (the definition), "numpy", "cuda" or "cuda_cpu"; None chooses by
+    the array. Raises ValueError for another shape or size, TypeError unless x is float32 or
+    float64.
     """
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"x has shape {x.shape}; expected (N, H, W, C), none of them 0")
@@ -87,7 +90,7 @@ def upsample_bilinear_forward(x, size, *, implementation=None):
     if len(out_size) != 2 or min(out_size) < 1:
         raise ValueError(f"size is {size}; expected (height, width), both at least 1")
     forward = choose(implementation, x, loops=upsample_bilinear_forward_loops,
-                     numpy=upsample_bilinear_forward_numpy)
+                     numpy=upsample_bilinear_forward_numpy, cuda=upsample_bilinear_forward_cuda)
     return forward(x, out_size), UpsampleBilinearCache(x.shape[1:3], out_size)
 
 
@@ -97,7 +100,8 @@ def upsample_bilinear_backward(dout, cache, *, implementation=None):
         raise ValueError(f"dout has shape {dout.shape}; expected (N, OH, OW, C) with "
                          f"(OH, OW) = {cache.out_size}")
     backward = choose(implementation, dout, loops=upsample_bilinear_backward_loops,
-                      numpy=upsample_bilinear_backward_numpy)
+                      numpy=upsample_bilinear_backward_numpy,
+                      cuda=upsample_bilinear_backward_cuda)
     return backward(dout, cache.in_size)
 
 
@@ -181,3 +185,98 @@ def upsample_bilinear_backward_numpy(dout, in_size):
 
     parallel_map(resize_transposed, range(N), work=dout.size)
     return dx
+
+
+# ---------------------------------------------------------------- CUDA: upsample.cu
+
+THREADS = 256  # of a block, at most
+
+KERNELS = KernelFile(__file__, templates={
+    "upsample_bilinear_forward_kernel": ("1", "4"),
+    "upsample_bilinear_backward_kernel": ("1", "4"),
+})
+
+
+class AxisTables(NamedTuple):
+    """What the kernels look up along one axis, made once per pair of sizes.
+
+    Positions need float64, in which many GPUs are slow, and they are few: one per row.
+    """
+
+    first: np.ndarray  # (out_size,) int32 first source of each output; the second is the next one
+    share: np.ndarray  # (out_size,) share of the second
+    start: np.ndarray  # (in_size,) int32 first of the neighbouring outputs that read each input
+    stop: np.ndarray  # (in_size,) int32 end of them
+    weight: np.ndarray  # (in_size, taps) what those outputs read it with
+
+
+def axis_tables(in_size, out_size, dtype):
+    """Return the AxisTables, NumPy arrays, of resizing `in_size` numbers to `out_size`."""
+    first, second, share = source_positions(in_size, out_size)
+    share = share.astype(dtype)  # rounded once: forward and backward must share by the same number
+    # Outputs and their sources are in one order: those that read i as the first or second source
+    # are neighbours.
+    start = np.searchsorted(second, np.arange(in_size), side="left")
+    stop = np.searchsorted(first, np.arange(in_size), side="right")
+    outputs = start[:, None] + np.arange(max(1, (stop - start).max()))  # (in_size, taps)
+    reads = outputs < stop[:, None]
+    outputs = np.minimum(outputs, out_size - 1)
+    source = np.arange(in_size)[:, None]
+    weight = (reads * (first[outputs] == source) * (1 - share[outputs])
+              + reads * (second[outputs] == source) * share[outputs])
+    return AxisTables(first.astype(np.int32), share, start.astype(np.int32),
+                      stop.astype(np.int32), weight.astype(dtype))
+
+
+@lru_cache(maxsize=None)
+def _tables_on(xp, in_size, out_size, dtype):
+    """Return `axis_tables` on the device of array module `xp`, uploaded the first time only.
+
+    They are a few kilobytes and never given up: recorded launches go on reading them.
+    """
+    return AxisTables(*map(xp.asarray, axis_tables(in_size, out_size, dtype)))
+
+
+def upsample_bilinear_forward_cuda(x, out_size):
+    xp = get_array_module(x)
+    x = xp.ascontiguousarray(x)
+    N, H, W, C = x.shape
+    OH, OW = out_size
+    out = xp.empty((N, OH, OW, C), x.dtype)
+    rows = _tables_on(xp, H, OH, _real(x))
+    columns = _tables_on(xp, W, OW, _real(x))
+    vector, grid, block = _row_blocks(out.shape)
+    KERNELS.launch(f"upsample_bilinear_forward_kernel<{vector}>", grid, block, x=x, out=out,
+                   first_row=rows.first, row_share=rows.share, first_column=columns.first,
+                   column_share=columns.share, H=H, W=W, C=C, OH=OH, OW=OW)
+    return out
+
+
+def upsample_bilinear_backward_cuda(dout, in_size):
+    xp = get_array_module(dout)
+    dout = xp.ascontiguousarray(dout)
+    N, OH, OW, C = dout.shape
+    H, W = in_size
+    dx = xp.empty((N, H, W, C), dout.dtype)
+    rows = _tables_on(xp, H, OH, _real(dout))
+    columns = _tables_on(xp, W, OW, _real(dout))
+    vector, grid, block = _row_blocks(dx.shape)
+    KERNELS.launch(f"upsample_bilinear_backward_kernel<{vector}>", grid, block, dout=dout, dx=dx,
+                   row_start=rows.start, row_stop=rows.stop, row_weight=rows.weight,
+                   column_start=columns.start, column_stop=columns.stop,
+                   column_weight=columns.weight, H=H, W=W, C=C, OH=OH, OW=OW,
+                   row_taps=rows.weight.shape[1], column_taps=columns.weight.shape[1])
+    return dx
+
+
+def _real(x):
+    """Return the name of the dtype that shares of activations `x` are computed in."""
+    return "float64" if x.dtype == np.float64 else "float32"
+
+
+def _row_blocks(shape):
+    """Return (vector, grid, block): grid x is the rows of all images, grid y pieces of one."""
+    N, H, W, C = shape
+    vector = 4 if C % 4 == 0 else 1
+    threads = min(THREADS, 32 * blocks(W * C // vector, 32))
+    return vector, (N * H, blocks(W * C // vector, threads)), (threads,)

@@ -8,7 +8,10 @@ import math
 
 import numpy as np
 
-from minisegnet.optim.flat import Optimizer
+from minisegnet.cuda.launch import KernelFile
+from minisegnet.optim.flat import THREADS, Optimizer, grid
+
+KERNELS = KernelFile(__file__)
 
 
 def adamw_update_plain(p, g, m, v, *, t, lr, betas=(0.9, 0.999), eps=1e-8, weight_decay=0.01):
@@ -66,6 +69,7 @@ class AdamW(Optimizer):
         self.weight_decay = weight_decay
         self.decayed = None if decay_norm_and_bias else ~self.flat.is_norm_or_bias  # (P,) bool
         self.state = {"exp_avg": self._zeros(), "exp_avg_sq": self._zeros()}
+        self._tickets = self.flat.xp.zeros((1,), np.uint32)
 
     def _update(self, block, lr):
         weight_decay = self.weight_decay
@@ -77,3 +81,11 @@ class AdamW(Optimizer):
             t=self.num_steps, lr=lr, betas=self.betas, eps=self.eps,
             weight_decay=weight_decay,
         )
+
+    def _update_cuda(self, P, **arguments):
+        KERNELS.launch(
+            "adamw_update_kernel", grid(P), (THREADS,),
+            m=self.state["exp_avg"], v=self.state["exp_avg_sq"], tickets=self._tickets,
+            beta1=self.betas[0], beta2=self.betas[1], eps=self.eps,
+            weight_decay=self.weight_decay, decay_norm_and_bias=self.decayed is None, P=P,
+            **arguments)

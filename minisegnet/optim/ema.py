@@ -9,6 +9,11 @@ from contextlib import contextmanager
 import numpy as np
 
 from minisegnet.backend import asnumpy, get_array_module
+from minisegnet.cuda.launch import KernelFile, blocks
+from minisegnet.optim.flat import THREADS, grid
+
+KERNELS = KernelFile(__file__)
+ALIGNMENT = 64  # elements; where a buffer begins in the flat one, as if it were an allocation
 
 
 class ExponentialMovingAverage:
@@ -24,6 +29,10 @@ class ExponentialMovingAverage:
 
     `optimizer` is an optimizer of `model` or its `FlatParameters`. ValueError for a decay outside
     [0, 1).
+
+    On a device the model's buffers become views of one flat buffer, as its parameters are, and an
+    update is one launch. It is counted there; whoever asks for `num_updates` waits for the device.
+    TypeError there for a buffer of another dtype than the parameters'.
     """
 
     def __init__(self, optimizer, model, decay=0.999):
@@ -32,13 +41,30 @@ class ExponentialMovingAverage:
         self.flat = getattr(optimizer, "flat", optimizer)
         self.model = model
         self.decay = decay
-        self.num_updates = 0
+        self._count = self.flat.xp.zeros((1,), np.int32)
         self._average = self.flat.data.copy()  # (P,)
-        self._buffers = {name: array.copy() for name, array in model.named_buffers()}
+        if self.flat.on_device:
+            self._tickets = self.flat.xp.zeros((1,), np.uint32)
+            self._flat_buffers = FlatBuffers(model, self.flat)
+            self._buffers = self._flat_buffers.averages
+        else:
+            self._buffers = {name: array.copy() for name, array in model.named_buffers()}
+
+    @property
+    def num_updates(self):
+        """How many updates there were."""
+        return int(asnumpy(self._count)[0])
+
+    @num_updates.setter
+    def num_updates(self, value):
+        self._count.fill(value)
 
     def update(self):
         """Take the model's present weights into the average; call it after every step."""
         self.flat.check_bound()
+        if self.flat.on_device:
+            self._update_cuda()
+            return
         if self.num_updates == 0:
             self._copy_model()
         else:
@@ -98,6 +124,15 @@ class ExponentialMovingAverage:
                  for name, array in self.model.named_parameters()}
         return {**views, **self._buffers}
 
+    def _update_cuda(self):
+        buffers = self._flat_buffers
+        buffers.check_bound()
+        P, B = self._average.size, buffers.data.size
+        KERNELS.launch("ema_update_kernel", grid(max(P, B)), (THREADS,),
+                       average=self._average, value=self.flat.data, P=P,
+                       buffer_average=buffers.average, buffer=buffers.data, B=B,
+                       count=self._count, tickets=self._tickets, decay=self.decay)
+
     def _copy_model(self):
         self._average[...] = self.flat.data
         for name, buffer in self.model.named_buffers():
@@ -118,3 +153,42 @@ def _move_towards(average, value, share):
     difference = value - average
     difference *= share
     average += difference
+
+
+class FlatBuffers:
+    """The buffers of a model on a device, moved into one flat array, and their averages beside it.
+
+    `data` and `average` (B,) have gaps, for the alignment, that are 0; `averages` is {name: view}.
+    Raises TypeError for a buffer of another dtype than the parameters'.
+    """
+
+    def __init__(self, model, flat):
+        owners = {}  # dotted name -> (layer, key, start)
+        size = 0
+        for prefix, layer in model.named_layers():
+            for key, array in layer.buffers.items():
+                name = f"{prefix}.{key}" if prefix else key
+                if array.dtype != flat.data.dtype:
+                    raise TypeError(f"buffer {name!r} is {array.dtype}, the parameters are "
+                                    f"{flat.data.dtype}: on a GPU they must share a dtype")
+                owners[name] = (layer, key, size)
+                size += blocks(array.size, ALIGNMENT) * ALIGNMENT
+        self.data = flat.xp.zeros((size,), flat.data.dtype)  # (B,)
+        self._views = {}  # name -> (layer, key, view)
+        for name, (layer, key, start) in owners.items():
+            array = layer.buffers[key]
+            view = self.data[start:start + array.size].reshape(array.shape)
+            view[...] = array
+            layer.buffers[key] = view
+            self._views[name] = layer, key, view
+        self.average = self.data.copy()  # (B,)
+        self.averages = {
+            name: self.average[start:start + layer.buffers[key].size].reshape(
+                layer.buffers[key].shape) for name, (layer, key, start) in owners.items()}
+
+    def check_bound(self):
+        """Raise RuntimeError if a layer no longer uses its view of `data`."""
+        for name, (layer, key, view) in self._views.items():
+            if layer.buffers[key] is not view:
+                raise RuntimeError(f"buffer {name!r} has left its average: the array was replaced;"
+                                   f" write into it (b[...] = ...)")

@@ -10,8 +10,18 @@ import math
 import numpy as np
 
 from minisegnet.backend import asnumpy, get_array_module
+from minisegnet.cuda.launch import blocks
 
 BLOCK_SIZE = 1 << 16  # elements; a block's few arrays stay in cache between the update's passes
+# Of the kernels of this folder.
+THREADS = 256
+MAX_BLOCKS = 1024  # enough for every multiprocessor of a large GPU
+MAX_GROUPS = 256  # the number of a group is one byte
+
+
+def grid(size):
+    """Return the grid for `size` elements, four of them to a thread at a time."""
+    return (min(blocks(size, 4 * THREADS), MAX_BLOCKS),)
 
 
 class FlatParameters:
@@ -23,8 +33,12 @@ class FlatParameters:
     ValueError where there are none.
 
     Attributes: `data`, `grad` (P,); `names`, dotted, in the order of the buffer; `slices`, name to
-    slice; `is_norm_or_bias` (P,) bool, True where a parameter array has one axis; `lr_scales`,
-    name to the factor on the learning rate, 1 at first (`set_lr_scale`).
+    slice; `is_norm_or_bias` (P,) bool in NumPy, True where a parameter array has one axis;
+    `lr_scales`, name to the factor on the learning rate, 1 at first (`set_lr_scale`).
+
+    On a device, what kernels need to know of each parameter is its group: `group` (P,) uint8, and
+    `table` (2, 256) float64, whose rows hold a group's learning-rate scale (-1 where there is no
+    such group) and 1 where it is of norms and biases. They are only ever written in place.
     """
 
     def __init__(self, model):
@@ -45,7 +59,7 @@ class FlatParameters:
         size = sum(array.size for array in arrays)
         self.data = self.xp.empty(size, dtype=dtypes[0])  # (P,)
         self.grad = self.xp.zeros(size, dtype=dtypes[0])  # (P,)
-        self.is_norm_or_bias = self.xp.zeros(size, dtype=bool)  # (P,)
+        self.is_norm_or_bias = np.zeros(size, dtype=bool)  # (P,)
         self._views = []  # (layer, key, view of data, view of grad)
         start = 0
         for (name, (layer, key)), array in zip(owners.items(), arrays):
@@ -61,6 +75,39 @@ class FlatParameters:
             self._views.append((layer, key, layer.params[key], layer.grads[key]))
         self.lr_scales = dict.fromkeys(self.names, 1.0)
         self._runs = [(slice(0, size), 1.0)]  # the buffer, cut where the scale changes
+        if self.on_device:
+            self.group = self.xp.zeros(size, np.uint8)
+            self.table = self.xp.zeros((2, MAX_GROUPS), np.float64)
+            self._write_groups(self._groups(self.lr_scales))
+            self.norm = self.xp.zeros((1,), dtypes[0])  # of the gradients, when last clipped
+            self.sums = self.xp.zeros((MAX_BLOCKS,), np.float64)  # on the way to it
+            self.tickets = self.xp.zeros((1,), np.uint32)  # of the blocks that are done
+
+    @property
+    def on_device(self):
+        """Whether the buffers are arrays of a GPU: kernels work on them, and nothing else does."""
+        return self.xp is not np
+
+    def _groups(self, lr_scales):
+        """Return {(scale, is norm or bias): [names]}; ValueError if there are too many."""
+        groups = {}
+        for name, part in self.slices.items():
+            kind = (lr_scales[name], bool(self.is_norm_or_bias[part].any()))
+            groups.setdefault(kind, []).append(name)
+        if len(groups) > MAX_GROUPS:
+            raise ValueError(f"{len(groups)} groups of parameters differ in learning-rate scale "
+                             f"or kind; a GPU takes {MAX_GROUPS}")
+        return groups
+
+    def _write_groups(self, groups):
+        table = np.full(self.table.shape, -1.0)
+        group = np.empty(self.data.size, np.uint8)
+        for i, (kind, names) in enumerate(groups.items()):
+            table[:, i] = kind
+            for name in names:
+                group[self.slices[name]] = i
+        self.table[...] = self.xp.asarray(table)
+        self.group[...] = self.xp.asarray(group)
 
     def blocks(self, part=None):
         """Return slices that cover the buffer, or its slice `part`: cache-sized, one on a GPU."""
@@ -77,7 +124,10 @@ class FlatParameters:
             top = dict.fromkeys(name.partition(".")[0] for name in self.names)
             raise ValueError(f"no parameter has the name {prefix!r} or lies below it; at the top "
                              f"are {', '.join(top)}")
-        self.lr_scales.update(dict.fromkeys(chosen, float(scale)))
+        changed = {**self.lr_scales, **dict.fromkeys(chosen, float(scale))}
+        if self.on_device and changed != self.lr_scales:
+            self._write_groups(self._groups(changed))
+        self.lr_scales = changed
         self._runs = []
         for name, part in self.slices.items():
             # Neighbours of equal scale are one run: a layer's few numbers make a poor block.
@@ -104,7 +154,11 @@ class Optimizer:
     """What every optimizer has: a flat buffer, a learning rate, and named state arrays.
 
     A subclass fills `state` (name to (P,) array) and writes `_update(block, lr)`, which changes
-    `flat.data[block]` in place.
+    `flat.data[block]` in place, and `_update_cuda(**arguments)`, which launches its kernel.
+
+    On a device nothing of a step passes through the host: the kernel reads the learning rate and
+    the number of the step from device memory and counts the step there, so that its launch may be
+    recorded and run again. Whoever asks for `num_steps` waits for the device.
     """
 
     def __init__(self, model, lr, **non_negative):
@@ -112,9 +166,35 @@ class Optimizer:
             if not (math.isfinite(value) and value >= 0):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}")
         self.flat = FlatParameters(model)
-        self.lr = lr
-        self.num_steps = 0
         self.state = {}
+        self._counts = self.flat.xp.zeros((2,), np.int32)  # steps done, steps skipped
+        self._lr, self._lr_array = None, self.flat.xp.empty((1,), np.float64)
+        self.lr = lr
+
+    @property
+    def lr(self):
+        """The learning rate of the next step; on a device, written there where it changes."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, value):
+        if value != self._lr:
+            self._lr_array.fill(value)
+        self._lr = value
+
+    @property
+    def num_steps(self):
+        """How many steps were done."""
+        return int(asnumpy(self._counts)[0])
+
+    @num_steps.setter
+    def num_steps(self, value):
+        self._counts[:1] = value
+
+    @property
+    def skipped(self):
+        """How many steps were skipped for a norm that was not finite: (1,) int32."""
+        return self._counts[1:]
 
     def _zeros(self):
         return self.flat.xp.zeros_like(self.flat.data)
@@ -134,9 +214,25 @@ class Optimizer:
         """
         self.flat.set_lr_scale(prefix, scale)
 
-    def step(self):
-        """Update every parameter that is not frozen in place from its gradient."""
+    def step(self, norm=None, *, loss_scale=None):
+        """Update every parameter that is not frozen in place from its gradient.
+
+        Where the gradients' `norm` is given, as `clip_grad_norm` returns it, and not finite,
+        nothing changes and the step counts as `skipped`. On a device the gradients may be those of
+        a loss times `loss_scale`, an array (1,) of the parameters' dtype: they are divided by it.
+        """
         self.flat.check_bound()
+        if self.flat.on_device:
+            flat = self.flat
+            self._update_cuda(
+                p=flat.data, g=flat.grad, group=flat.group, table=flat.table, P=flat.data.size,
+                lr=self._lr_array, norm=norm, loss_scale=loss_scale, counts=self._counts)
+            return
+        if loss_scale is not None:
+            raise ValueError("a loss scale is for gradients on a GPU")
+        if norm is not None and not math.isfinite(norm):
+            self.skipped[...] += 1
+            return
         self.num_steps += 1
         for block, scale in self.flat.trained_blocks():
             self._update(block, self.lr * scale)

@@ -5,7 +5,10 @@ Tieleman and Hinton, "Lecture 6.5: rmsprop", COURSERA Neural Networks for Machin
 
 import numpy as np
 
-from minisegnet.optim.flat import Optimizer
+from minisegnet.cuda.launch import KernelFile, blocks
+from minisegnet.optim.flat import THREADS, Optimizer
+
+KERNELS = KernelFile(__file__)
 
 
 class RMSprop(Optimizer):
@@ -48,3 +51,10 @@ class RMSprop(Optimizer):
             buffer += update
             update = buffer
         p -= lr * update
+
+    def _update_cuda(self, P, **arguments):
+        KERNELS.launch(
+            "rmsprop_update_kernel", (blocks(P, THREADS),), (THREADS,),
+            square_avg=self.state["square_avg"], buffer=self.state.get("momentum_buffer"),
+            alpha=self.alpha, eps=self.eps, weight_decay=self.weight_decay,
+            momentum=self.momentum, P=P, **arguments)

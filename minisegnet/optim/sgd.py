@@ -3,7 +3,10 @@
 Sutskever et al., "On the importance of initialization and momentum in deep learning" (2013).
 """
 
-from minisegnet.optim.flat import Optimizer
+from minisegnet.cuda.launch import KernelFile, blocks
+from minisegnet.optim.flat import THREADS, Optimizer
+
+KERNELS = KernelFile(__file__)
 
 
 class SGD(Optimizer):
@@ -36,3 +39,9 @@ class SGD(Optimizer):
             buffer += direction
             direction = direction + self.momentum * buffer if self.nesterov else buffer
         p -= lr * direction
+
+    def _update_cuda(self, P, **arguments):
+        KERNELS.launch(
+            "sgd_update_kernel", (blocks(P, THREADS),), (THREADS,),
+            buffer=self.state.get("momentum_buffer"), momentum=self.momentum,
+            weight_decay=self.weight_decay, nesterov=self.nesterov, P=P, **arguments)

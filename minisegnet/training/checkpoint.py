@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minisegnet.backend import asnumpy
+from minisegnet.backend import asnumpy, get_array_module
 from minisegnet.errors import UserError
 from minisegnet.models import MODEL_NAMES, build_model
 
@@ -150,4 +150,4 @@ def load_weights(model, checkpoint):
             f"it was saved from (--model, --data)")
     with np.errstate(over="ignore"):  # a float64 may lie beyond float32
         for name, array in own.items():
-            array[...] = saved[name]
+            array[...] = get_array_module(array).asarray(saved[name], array.dtype)

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minisegnet.backend import asnumpy
 from minisegnet.calibration import Calibration
 from minisegnet.layers import inference_mode
 from minisegnet.losses._softmax import classes_first, map_pixel_blocks
@@ -25,6 +26,11 @@ def _evaluating(model):
         model.train(was_training)
 
 
+def coarse_logits(model, images):
+    """Return the coarse logits (N, h, w, K) of host `images` on the host, wherever `model` is."""
+    return asnumpy(model.forward_coarse(model.xp.asarray(images)))
+
+
 def predict_batch(model, images, size):
     """Return the most likely class per pixel, (N, *size) uint8, for normalised `images`.
 
@@ -32,7 +38,8 @@ def predict_batch(model, images, size):
     Sets the model to evaluation for the call.
     """
     with _evaluating(model):
-        return upsampled_prediction(model.forward_coarse(images), size)
+        coarse = model.forward_coarse(model.xp.asarray(images))
+        return asnumpy(upsampled_prediction(coarse, size))
 
 
 def predict_probabilities(model, images, size):
@@ -41,7 +48,7 @@ def predict_probabilities(model, images, size):
     Like `predict_batch`, which needs a K-th of the memory, but says how sure the model is.
     """
     with _evaluating(model):
-        return enlarged_softmax(model.forward_coarse(images), size)
+        return enlarged_softmax(coarse_logits(model, images), size)
 
 
 def enlarged_softmax(coarse, size):
@@ -70,12 +77,12 @@ def evaluate(model, loader, criterion, *, progress=lambda batches: batches,
     losses, images_seen = [], []
     with _evaluating(model):
         for batch in progress(loader.batches()):
-            coarse = model.forward_coarse(batch.images)
-            loss, _ = criterion.forward_upsampled(coarse, batch.target)
-            prediction = upsampled_prediction(coarse, batch.target.shape[1:])
+            coarse = model.forward_coarse(model.xp.asarray(batch.images))
+            loss, _ = criterion.forward_upsampled(coarse, model.xp.asarray(batch.target))
+            prediction = asnumpy(upsampled_prediction(coarse, batch.target.shape[1:]))
             confusion.update(batch.target, prediction)
             observe(batch, prediction)
-            losses.append(float(loss))
+            losses.append(asnumpy(loss).item())
             images_seen.append(len(batch.images))
     return float(np.average(losses, weights=images_seen)), confusion
 
@@ -115,9 +122,9 @@ def score(members, loaders, *, flip=False, ignore_index=255, progress=lambda bat
 def _coarse_views(model, images, flip):
     """Return the coarse logits of `images`, and with `flip` those of their mirror images too."""
     with _evaluating(model):
-        views = [model.forward_coarse(images)]
+        views = [coarse_logits(model, images)]
         if flip:
-            mirrored = model.forward_coarse(np.ascontiguousarray(images[:, :, ::-1]))
+            mirrored = coarse_logits(model, np.ascontiguousarray(images[:, :, ::-1]))
             views.append(np.ascontiguousarray(mirrored[:, :, ::-1]))
     return views
 

@@ -27,6 +27,7 @@ from minisegnet.training.run_folder import append_json_line, json_ready, restore
 
 GOOD_IOU = 0.30  # the share of classes above it is reported every epoch
 PER_CLASS_EVERY = 5  # epochs between the per-class lines
+READ_EVERY = 50  # steps on a GPU between two readings of the loss: each waits for the GPU
 
 
 class Phase(NamedTuple):
@@ -69,6 +70,7 @@ class Trainer:
     baselines: tuple = ()  # what predictors score that know nothing of the pictures
     debug: object = None  # Monitor of --debug
     ledger: object = None  # LedgerLog of --ledger
+    device_step: object = None  # DeviceStep, where the model is on a GPU
 
     def __post_init__(self):
         self.epoch = 0  # epochs finished
@@ -141,10 +143,14 @@ class Trainer:
         with np.errstate(over="ignore", invalid="ignore"):
             return self._train_step(batches, criterion)
 
-    def _train_step(self, batches, criterion):
-        self.optimizer.lr = lr = self.schedule(self.step)
+    def _set_lr(self):
+        lr = self.schedule(self.step)
         if self.plateau is not None:
-            self.optimizer.lr = max(lr * self.plateau.scale, min(lr, self.min_lr))
+            lr = max(lr * self.plateau.scale, min(lr, self.min_lr))
+        self.optimizer.lr = lr
+
+    def _train_step(self, batches, criterion):
+        self._set_lr()
         self.optimizer.zero_grad()
         whole = None
         if len(batches) > 1:
@@ -174,6 +180,29 @@ class Trainer:
         self.step += 1
         return {**values, "gradient_norm": norm}
 
+    def _enqueue_step(self, batches, criterion):
+        """`train_step` on a GPU, without waiting for what it says."""
+        self._set_lr()
+        self.device_step(batches, criterion)
+        self.step += 1
+        if self.device_step.steps >= READ_EVERY:
+            self._read_device()
+
+    def _read_device(self):
+        """Add to `totals` what the steps since the last reading say; UserError if not finite."""
+        steps = self.device_step.steps
+        if steps == 0:
+            return
+        sums = self.device_step.read()
+        skipped = sums.pop("skipped")
+        if skipped or not math.isfinite(sums["train_loss"]):
+            what = "loss" if not math.isfinite(sums["train_loss"]) else "gradient"
+            raise UserError(f"the {what} was not finite within the {steps} steps before step "
+                            f"{self.step}; lower --lr, use --clip-norm 1, or another --optimizer; "
+                            f"--device cpu --debug names the tensor where it begins")
+        for name, total in sums.items():
+            self.totals[name] = self.totals.get(name, 0.0) + total
+
     def _stop(self, what, value, batches, criterion, whole):
         """Raise UserError for a loss or gradient that is not finite, naming where it began."""
         found = first_non_finite(self.model, self.optimizer, batches, criterion, whole=whole)
@@ -201,13 +230,18 @@ class Trainer:
             done = self.position + len(waiting)
             if len(waiting) < self.accumulate and done < len(loader):
                 continue
-            for name, value in self.train_step(waiting, phase.criterion).items():
-                self.totals[name] = self.totals.get(name, 0.0) + value
+            if self.device_step is not None:
+                self._enqueue_step(waiting, phase.criterion)
+            else:
+                for name, value in self.train_step(waiting, phase.criterion).items():
+                    self.totals[name] = self.totals.get(name, 0.0) + value
             self.totals["steps"] = self.totals.get("steps", 0) + 1
             self.position, waiting = done, []
             if self.interrupted:
                 batches.close()
                 break
+        if self.device_step is not None:
+            self._read_device()
 
     def _validate(self, phase):
         observer = {} if self.debug is None else {"observe": self.debug.observe}
@@ -295,6 +329,7 @@ class Trainer:
             "position": self.position, "totals": self.totals, "record": self.record,
             "stopped_early": self.stopped_early,
             "generators": [rng.bit_generator.state for rng in self._generators()],
+            "device_generators": [rng.state for rng in self._device_generators()],
             "plateau": self.plateau.state_dict() if self.plateau else None,
             "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
         }
@@ -309,6 +344,10 @@ class Trainer:
         """Return the random generators that layers draw from (dropout), each once."""
         layers = (layer for _, layer in self.model.named_layers() if hasattr(layer, "rng"))
         return list({id(layer.rng): layer.rng for layer in layers}.values())
+
+    def _device_generators(self):
+        layers = (layer for _, layer in self.model.named_layers())
+        return [layer.device_rng for layer in layers if getattr(layer, "device_rng", None)]
 
     def restore(self, checkpoint):
         """Go on where the run of `checkpoint`, its last.npz, stood; mends the log to match.
@@ -329,6 +368,9 @@ class Trainer:
                     state.load_state_dict(saved)
             for rng, saved in zip(self._generators(), progress["generators"], strict=True):
                 rng.bit_generator.state = saved
+            # A run that was on the CPU has none, and goes on with numbers of the device's own.
+            for rng, saved in zip(self._device_generators(), progress.get("device_generators", ())):
+                rng.set_state(saved)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{checkpoint.path} does not fit the settings of its run "
                             f"({error}); was config.toml changed?") from error

@@ -1,15 +1,19 @@
 """Layers and blocks: the gradients of the input and of every parameter."""
 
+from functools import reduce
+
 import numpy as np
 
-from minisegnet import blocks, layers
+from minisegnet import blocks, layers, ops
+from minisegnet.backend import get_array_module
 from minisegnet.models.aspp import ASPP
 from minisegnet.models.mobilenet_v3 import Block, InvertedResidual
+from minisegnet.ops.dropout import philox_uniform
 from minisegnet.verify.case import GradientCase
 
 
-def cases():
-    """Return the `GradientCase`s of all layers and blocks."""
+def cases(on_device=False):
+    """Return the `GradientCase`s of all layers and blocks; `on_device` those for a device."""
     rng = np.random.default_rng(2)
     x = rng.standard_normal((2, 5, 4, 4))
     window = {"stride": 2, "padding": 2, "dilation": 2}
@@ -30,7 +34,7 @@ def cases():
         _case(layers.GlobalAveragePool(), x, "global_average_pool"),
         _case(layers.MaxPool2d(3, stride=2, padding=1), x, "max_pool2d",
               {"kernel_size": 3, "stride": 2, "padding": 1}),
-        _dropout(x),
+        _dropout(x, on_device),
         _upsample(x),
         _concatenate(x),
         *_blocks(x, rng),
@@ -75,6 +79,8 @@ def _case(layer, x, oracle, constants=None, *, forward=None, backward=None, refe
     parameters = {name: array.copy() for name, array in layer.named_parameters()}
 
     def forward_with(x, **arguments):
+        if get_array_module(x) is not np:
+            layer.astype(x.dtype).to(get_array_module(x))
         for name, array in layer.named_parameters():
             array[...] = arguments[name]  # the constants, options of the oracle, are left over
         return (forward or layer.forward)(x), None
@@ -90,12 +96,19 @@ def _case(layer, x, oracle, constants=None, *, forward=None, backward=None, refe
                         forward_with, backward_all, oracle, options=options, reference=reference)
 
 
-def _dropout(x):
-    layer, p = layers.Dropout(0.3, rng=None), 0.3
-    kept = np.random.default_rng(7).random(x.shape, dtype="float32") >= p
+def _dropout(x, on_device):
+    layer, p = layers.Dropout(0.3, rng=np.random.default_rng(0)), 0.3
+    if on_device:
+        kept = philox_uniform(7, 0, x.size).reshape(x.shape) >= p
+    else:
+        kept = np.random.default_rng(7).random(x.shape, dtype="float32") >= p
 
     def forward(x):
-        layer.rng = np.random.default_rng(7)  # the same pixels are dropped at every call
+        # The same pixels are dropped at every call.
+        if get_array_module(x) is np:
+            layer.rng = np.random.default_rng(7)
+        else:
+            layer.device_rng = ops.DeviceRandom(7, get_array_module(x))
         return layer.forward(x)
 
     return _case(layer, x, "dropout", {"p": p, "kept": kept}, forward=forward,
@@ -113,4 +126,4 @@ def _concatenate(x):
     layer = layers.Concatenate()
     return _case(layer, x, "concatenate_thrice",
                  forward=lambda x: layer.forward([x, x, x]),
-                 backward=lambda dout: sum(layer.backward(dout)))
+                 backward=lambda dout: reduce(ops.add, layer.backward(dout)))

@@ -3,13 +3,15 @@
 import numpy as np
 
 from minisegnet import ops
+from minisegnet.backend import get_array_module
+from minisegnet.ops.dropout import philox_uniform
 from minisegnet.verify.case import GradientCase
 
 BOTH = ("loops", "numpy")
 
 
-def cases():
-    """Return the `GradientCase`s of all ops."""
+def cases(on_device=False):
+    """Return the `GradientCase`s of all ops; `on_device` those for arrays on a device."""
     rng = np.random.default_rng(1)
     draw = rng.standard_normal
     N, H, W, C, OC = 2, 5, 4, 2, 3
@@ -18,7 +20,7 @@ def cases():
     found = []
 
     def add(name, inputs, implementations=(None,), *, has_kinks=False, note="", **options):
-        for implementation in implementations:
+        for implementation in (None,) if on_device else implementations:
             found.append(_case(name, inputs, implementation, options, has_kinks, note))
 
     conv = {"x": x, "weight": draw((3, 3, C, OC)), "bias": draw(OC)}
@@ -61,13 +63,15 @@ def cases():
             add(name, kinks, has_kinks=True, note="on the kinks")
 
     add("global_average_pool", {"x": x})
+    add("repeat_pixels", {"x": draw((2, 1, 1, C))}, size=(3, 4))
+    add("channel_scale", {"x": x, "gate": draw((N, 1, 1, C))}, BOTH)
     add("max_pool2d", {"x": x}, BOTH, kernel_size=2)
     add("max_pool2d", {"x": x}, BOTH, kernel_size=3, stride=2, padding=1)
     add("upsample_bilinear", {"x": x}, BOTH, size=(20, 16))
     add("upsample_bilinear", {"x": x}, BOTH, size=(7, 13))
     add("upsample_bilinear", {"x": x}, BOTH, size=(3, 2))
     add("upsample_bilinear", {"x": draw((2, 1, 1, C))}, BOTH, size=(3, 4), note="1x1")
-    return found + [_dropout(x), _concatenate(draw)]
+    return found + [_dropout(x, on_device), _concatenate(draw)]
 
 
 def _case(name, inputs, implementation, options, has_kinks, note):
@@ -90,12 +94,16 @@ def _case(name, inputs, implementation, options, has_kinks, note):
                         implementation or "numpy", options=", ".join(words), has_kinks=has_kinks)
 
 
-def _dropout(x):
+def _dropout(x, on_device):
     p = 0.3
-    kept = np.random.default_rng(7).random(x.shape, dtype="float32") >= p
+    if on_device:
+        kept = philox_uniform(7, 0, x.size).reshape(x.shape) >= p
+    else:
+        kept = np.random.default_rng(7).random(x.shape, dtype="float32") >= p
 
     def forward(x, kept, p):
-        return ops.dropout_forward(x, p, np.random.default_rng(7))
+        rng = ops.DeviceRandom(7, get_array_module(x)) if on_device else np.random.default_rng(7)
+        return ops.dropout_forward(x, p, rng)
 
     def backward(dout, cache):
         return [ops.dropout_backward(dout, cache)]

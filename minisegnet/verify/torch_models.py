@@ -232,8 +232,3 @@ def _with_weights_of(model, twin):
     twin.to(next(iter(state.values())).dtype)
     twin.load_state_dict(state)
     return twin
-
-
-def torch_gradients(twin):
-    """Return {torch name: gradient as a NumPy array} of the module's last backward."""
-    return {name: parameter.grad.numpy() for name, parameter in twin.named_parameters()}

@@ -13,23 +13,24 @@ import torch
 import torch.nn.functional as F
 
 
-def gradients(function, inputs, constants, upstream):
+def gradients(function, inputs, constants, upstream, device="cpu"):
     """Return `function(**inputs, **constants)`'s outputs, and the gradient of each input.
 
-    NumPy in, NumPy out. Where the function returns a tuple, its first output is differentiated:
+    NumPy in, NumPy out; torch computes on its `device`. Where the function returns a tuple, its first output is differentiated:
     the gradients are those of `sum(upstream * output)`.
     """
-    tensors = {name: torch.tensor(array, requires_grad=True) for name, array in inputs.items()}
+    tensors = {name: torch.tensor(array, requires_grad=True, device=device)
+               for name, array in inputs.items()}
     constants = {
-        name: torch.tensor(value) if isinstance(value, np.ndarray) else value
+        name: torch.tensor(value, device=device) if isinstance(value, np.ndarray) else value
         for name, value in constants.items()
     }
     outputs = function(**tensors, **constants)
     outputs = outputs if isinstance(outputs, tuple) else (outputs,)
-    outputs[0].backward(torch.as_tensor(upstream, dtype=outputs[0].dtype))
+    outputs[0].backward(torch.as_tensor(upstream, dtype=outputs[0].dtype, device=device))
     return (
-        [output.detach().numpy() for output in outputs],
-        {name: tensor.grad.numpy() for name, tensor in tensors.items()},
+        [output.detach().cpu().numpy() for output in outputs],
+        {name: tensor.grad.cpu().numpy() for name, tensor in tensors.items()},
     )
 
 
@@ -85,6 +86,14 @@ def sigmoid(x):
 
 def global_average_pool(x):
     return nhwc(F.adaptive_avg_pool2d(nchw(x), 1))
+
+
+def repeat_pixels(x, *, size):
+    return x.expand(-1, *size, -1)
+
+
+def channel_scale(x, gate):
+    return x * gate
 
 
 def max_pool2d(x, **window):

@@ -1,0 +1,429 @@
+"""Kernels on the CPU that break a rule are caught and named; their process is looked after."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_kernels import kernel_file
+
+from minisegnet.cuda import emulator
+from minisegnet.cuda.emulator import KernelError
+from minisegnet.errors import UserError
+
+pytestmark = pytest.mark.usefixtures("compiler")
+
+CODE = r"""
+__global__ void touch_kernel(const float* x, float* out, long long read, long long write) {
+  float value = x[read];
+  if (threadIdx.x == 3) out[write] = value;
+}
+__global__ void label_kernel(const unsigned char* labels, int* out, int at) {
+  out[0] = labels[at];
+}
+__global__ void alias_kernel(const float* x) { const_cast<float*>(x)[1] = 2; }
+__global__ void pack_kernel(const STORE* x, STORE* out, int at) {
+  REAL values[4];
+  load(x + at, values);
+  store(out, values);
+}
+__global__ void dynamic_kernel(float* out, int n) {
+  DYNAMIC_SHARED(float, row);
+  row[n] = 1;
+  out[0] = row[n];
+}
+__global__ void static_kernel(float* out, int row, int at) {
+  __shared__ float rows[4][8];
+  rows[row][at] = 1;
+  out[0] = rows[row][at];
+}
+__global__ void local_kernel(float* out, int n) {
+  float sum;
+  float sums[4];
+  for (int i = 0; i < n; i++) { sum += 1; sums[i % 4] += 1; }
+  out[0] = sum;
+  out[1] = sums[n % 4];
+}
+__global__ void int_kernel(int* out, int a, int b) { out[0] = a * b; out[1] = a / b; }
+__global__ void stack_kernel(float* out, int n) {
+  float large[30000];
+  for (int i = 0; i < n; i++) large[i] = out[0] + i;
+  __syncthreads();
+  for (int i = 0; i < n; i++) out[1] += large[i];
+}
+__global__ void forever_kernel(int* out) {
+  while (*reinterpret_cast<volatile int*>(out) == 0) {}
+}
+__global__ void slow_kernel(int* out, int n) {
+  for (int i = 0; i < n; i++) { __syncthreads(); out[threadIdx.x] += 1; }
+}
+__global__ void print_kernel(int* out) { printf("thread %d\n", threadIdx.x); out[0] = 1; }
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cuda")
+
+
+@pytest.fixture
+def kernels(folder):
+    """A `KernelFile` with a process of its own, the source compiled once."""
+    return kernel_file(folder, CODE)
+
+
+def touch(kernels, x, out, *, read=0, write=0):
+    kernels.launch("touch_kernel", (1,), (4,), x=x, out=out, read=read, write=write)
+    return out
+
+
+def floats(size):
+    return np.arange(size, dtype=np.float32)
+
+
+WHO = r", by thread \(3, 0, 0\) of block \(0, 0, 0\)"
+
+
+@pytest.mark.parametrize("size", [8, 1024, 4096])  # a multiple of 32 bytes: no slack
+def test_one_element_behind_the_end_is_caught_and_its_place_named(kernels, size):
+    words = rf"touch_kernel: memory access out of bounds, a read at byte {4 * size} of x, " \
+            rf"which has {4 * size}, by thread \(0, 0, 0\) of block \(0, 0, 0\)"
+    with pytest.raises(KernelError, match=words):
+        touch(kernels, floats(size), floats(8), read=size)
+    with pytest.raises(KernelError, match=rf"a write at byte {4 * size} of out, .*{WHO}"):
+        touch(kernels, floats(8), floats(size), write=size)
+    assert touch(kernels, floats(size), floats(8), read=size - 1, write=7)[7] == size - 1
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 1025])
+def test_in_the_gap_behind_the_end_nan_is_read_and_a_write_is_caught(kernels, size):
+    gap = -size % 8
+    for i in (0, gap - 1):
+        assert np.isnan(touch(kernels, floats(size), floats(8), read=size + i)[0])
+        with pytest.raises(KernelError, match="touch_kernel: memory access out of bounds, a write "
+                                              "next to out"):
+            touch(kernels, floats(8), floats(size), write=size + i)
+    with pytest.raises(KernelError, match="a read at byte"):
+        touch(kernels, floats(size), floats(8), read=size + gap)
+    assert touch(kernels, floats(size), floats(8), read=size - 1)[0] == size - 1
+
+
+@pytest.mark.parametrize("size", [8, 7, 1025])
+def test_before_the_start_nan_is_read_and_a_write_is_caught(kernels, size):
+    assert np.isnan(touch(kernels, floats(size), floats(8), read=-1)[0])
+    with pytest.raises(KernelError, match="a write next to out"):
+        touch(kernels, floats(8), floats(size), write=-1)
+    with emulator.fiber_order("reverse"):  # arrays lie at the start of their page
+        with pytest.raises(KernelError, match="a read at byte -4 of x, which has"):
+            touch(kernels, floats(size), floats(8), read=-1)
+        with pytest.raises(KernelError, match=f"a write at byte -4 of out, which has.*{WHO}"):
+            touch(kernels, floats(8), floats(size), write=-1)
+        assert touch(kernels, floats(size), floats(8), read=size - 1)[0] == size - 1
+
+
+@pytest.mark.parametrize("far", [2000, 100_000, 1_000_000, -2000, -100_000, -1_000_000])
+def test_rows_too_far_are_no_other_array(kernels, far):
+    for order in emulator.FIBER_ORDERS:
+        with emulator.fiber_order(order):
+            with pytest.raises(KernelError, match=f"a read at byte {4 * far} of x, which has 32"):
+                touch(kernels, floats(8), floats(8), read=far)
+            with pytest.raises(KernelError, match=f"a write at byte {4 * far} of out, which has"):
+                touch(kernels, floats(8), floats(8), write=far)
+
+
+def test_what_is_nowhere_near_an_array_is_caught(kernels):
+    with pytest.raises(KernelError, match="memory access out of bounds, a read far from every"):
+        touch(kernels, floats(8), floats(8), read=-1 << 40)
+    with pytest.raises(KernelError, match="memory access out of bounds"):
+        touch(kernels, floats(8), floats(8), read=1 << 60)  # no address at all
+    with pytest.raises(KernelError, match="a read of a null array, by thread"):
+        touch(kernels, None, floats(8))
+    with pytest.raises(KernelError, match=f"a write of a null array{WHO}"):
+        touch(kernels, floats(8), None)
+    with pytest.raises(KernelError, match="a read at byte 0 of x, which has 0"):
+        touch(kernels, floats(0), floats(8))
+
+
+def test_a_label_behind_the_end_is_no_label(kernels):
+    out = np.zeros(1, np.int32)
+    kernels.launch("label_kernel", (1,), (1,), labels=np.zeros(5, np.uint8), out=out, at=5)
+    assert out[0] == 0xA5  # 255 would pass for an ignored pixel
+
+
+def test_a_const_array_cannot_be_written_to(kernels):
+    x = floats(8)
+    with pytest.raises(KernelError, match="alias_kernel: .* a write into x, which is const, by "):
+        kernels.launch("alias_kernel", (1,), (1,), x=x)
+    assert x[1] == 1
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_misaligned_vector_is_caught(kernels, dtype):
+    out = np.zeros(4, dtype)
+    for at in (0, 4):
+        kernels.launch("pack_kernel", (1,), (1,), x=np.arange(8, dtype=dtype), out=out, at=at)
+        np.testing.assert_array_equal(out, np.arange(at, at + 4))
+    for at in (1, 2, 3):
+        with pytest.raises(KernelError, match="a misaligned vector"):
+            kernels.launch("pack_kernel", (1,), (1,), x=np.arange(8, dtype=dtype), out=out, at=at)
+
+
+def test_shared_memory_has_bounds(kernels):
+    def dynamic(n):
+        kernels.launch("dynamic_kernel", (1,), (1,), shared_bytes=64, out=floats(1), n=n)
+
+    def static(row, at):
+        kernels.launch("static_kernel", (1,), (1,), out=floats(1), row=row, at=at)
+
+    dynamic(15)
+    for n in (16, 500, 5000):
+        with pytest.raises(KernelError, match="a write past the end of dynamic shared memory"):
+            dynamic(n)
+    with pytest.raises(KernelError, match="past the end of dynamic shared memory"):
+        kernels.launch("dynamic_kernel", (1,), (1,), out=floats(1), n=0)  # none was asked for
+    static(3, 7)
+    for row, at in ((4, 0), (0, 8), (-1, 0), (2, -1)):  # (0, 8) is an element of row 1
+        with pytest.raises(KernelError, match="static_kernel: an index beyond an array of fixed"):
+            static(row, at)
+
+
+@pytest.mark.skipif(not emulator.is_available() or not emulator._newer_flags(),
+                    reason="local variables are filled by g++ 12 and newer")
+def test_a_local_variable_that_was_never_set_shows(kernels):
+    out = floats(2)
+    kernels.launch("local_kernel", (1,), (1,), out=out, n=5)
+    assert (np.abs(out) > 1e30).all()
+
+
+def test_ints_that_overflow_and_divisions_by_zero_are_caught(kernels):
+    out = np.zeros(2, np.int32)
+    kernels.launch("int_kernel", (1,), (1,), out=out, a=46340, b=46341)
+    assert list(out) == [46340 * 46341, 0]
+    with pytest.raises(KernelError, match="an int that overflows"):
+        kernels.launch("int_kernel", (1,), (1,), out=out, a=46341, b=46341)
+    with pytest.raises(KernelError, match="a division of an int by zero, by thread"):
+        kernels.launch("int_kernel", (1,), (1,), out=out, a=1, b=0)
+
+
+def test_too_many_local_variables_are_caught(kernels):
+    with pytest.raises(KernelError, match=r"stack_kernel: local variables of more than 64 KB"):
+        kernels.launch("stack_kernel", (1,), (2,), out=floats(2), n=30000)
+
+
+@pytest.mark.parametrize("grid, block, shared_bytes", [
+    ((0,), (32,), 0), ((1,), (0,), 0), ((1, 65536), (1,), 0), ((1, 1, 65536), (1,), 0),
+    ((2 ** 31,), (1,), 0), ((1,), (1025,), 0), ((1,), (64, 32), 0), ((1,), (1, 1, 65), 0),
+    ((1, 1, 1, 1), (1,), 0), ((-1,), (1,), 0), ((1,), (1,), 48 * 1024 + 1), ((1,), (1,), -1),
+], ids=str)
+def test_a_launch_that_cuda_refuses_is_refused(kernels, grid, block, shared_bytes):
+    with pytest.raises(ValueError, match="print_kernel: .*(CUDA launches no grid|shared memory)"):
+        kernels.launch("print_kernel", grid, block, shared_bytes=shared_bytes,
+                       out=np.zeros(1, np.int32))
+    with pytest.raises(TypeError, match="integer"):
+        kernels.launch("print_kernel", (1.0,), (1,), out=np.zeros(1, np.int32))
+
+
+def test_what_a_kernel_prints_is_printed(kernels, capsys):
+    out = np.zeros(1, np.int32)
+    kernels.launch("print_kernel", (1,), (3,), out=out)
+    assert capsys.readouterr().out == "thread 0\nthread 1\nthread 2\n" and out[0] == 1
+    kernels.launch("print_kernel", (10,), (1024,), out=out)  # more than a pipe holds
+    assert len(capsys.readouterr().out.splitlines()) == 10240
+    touch(kernels, floats(8), floats(8))
+    assert capsys.readouterr().out == ""
+
+
+# ---------------------------------------------------------------- the process
+
+
+def worker_of(kernels):
+    return kernels.cpu_module()._worker._process
+
+
+def is_running(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"
+
+
+def wait_until_gone(pid, seconds=10):
+    end = time.monotonic() + seconds
+    while is_running(pid) and time.monotonic() < end:
+        time.sleep(0.02)
+    return not is_running(pid)
+
+
+def test_a_loop_without_end_is_ended(kernels, monkeypatch):
+    monkeypatch.setattr(emulator, "SECONDS", 0.2)
+    with pytest.raises(KernelError, match=r"forever_kernel: has run for too long, .* by thread "
+                                          r"\(0, 0, 0\) of block \(0, 0, 0\)"):
+        kernels.launch("forever_kernel", (2,), (2,), out=np.zeros(1, np.int32))
+    for _ in range(2):  # the limit is of one launch
+        kernels.launch("slow_kernel", (1,), (64,), out=np.zeros(64, np.int32), n=30000)
+
+
+def test_a_process_that_was_killed_is_replaced(kernels):
+    touch(kernels, floats(8), floats(8))
+    worker = worker_of(kernels)
+    worker.kill()
+    worker.wait()
+    assert touch(kernels, floats(8), floats(8), read=5)[0] == 5
+    with pytest.raises(KernelError):
+        touch(kernels, floats(8), floats(8), read=8)
+    assert touch(kernels, floats(8), floats(8), read=6)[0] == 6
+    kernels.cpu_module().close()
+    kernels.cpu_module().close()
+    assert touch(kernels, floats(8), floats(8), read=7)[0] == 7
+
+
+def test_a_process_that_is_killed_while_it_computes_says_so(kernels):
+    touch(kernels, floats(8), floats(8))
+    worker = worker_of(kernels)
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(kernels.launch, "forever_kernel", (1,), (1,),
+                             out=np.zeros(1, np.int32))
+        time.sleep(0.1)
+        worker.kill()
+        with pytest.raises(KernelError, match="forever_kernel: its process died"):
+            future.result()
+
+
+def test_an_interrupted_launch_leaves_no_answer_behind(kernels):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    touch(kernels, floats(8), floats(8))
+    pid = worker_of(kernels).pid
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        with pytest.raises(KeyboardInterrupt):
+            kernels.launch("forever_kernel", (1,), (1,), out=np.zeros(1, np.int32))
+    finally:
+        signal.signal(signal.SIGALRM, before)
+    assert not is_running(pid)
+    assert touch(kernels, floats(8), floats(8), read=5)[0] == 5
+
+
+def test_threads_of_a_program_may_launch_at_the_same_time(kernels):
+    def launch(i):
+        return touch(kernels, floats(8) + i, floats(8), read=2)[0]
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(launch, range(100))) == [i + 2 for i in range(100)]
+
+
+def test_many_launches_take_no_more_memory_than_few(kernels):
+    def launch(times):
+        for i in range(times):
+            size = 1000 + i % 7
+            kernels.launch("slow_kernel", (1,), (32 + 32 * (i % 3),),
+                           out=np.zeros(96, np.int32), n=1)
+            touch(kernels, floats(size), floats(size))
+        pid = worker_of(kernels).pid
+        pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+        return pages, len(Path(f"/proc/{pid}/maps").read_text().splitlines())
+
+    launch(20)
+    pages, mappings = launch(20)
+    later_pages, later_mappings = launch(400)
+    assert later_pages <= pages + 64 and later_mappings <= mappings + 4
+
+
+def test_a_module_that_is_no_longer_needed_ends_its_process(kernels):
+    touch(kernels, floats(8), floats(8))
+    pid = worker_of(kernels).pid
+    assert is_running(pid)
+    kernels.modules.clear()
+    assert not Path(f"/proc/{pid}").exists()  # and no zombie is left
+
+
+PROGRAM = """
+import sys, time
+import numpy as np
+from minisegnet.cuda.launch import KernelFile
+kernels = KernelFile(sys.argv[1])
+if sys.argv[2] == "forever":
+    kernels.cpu_module()
+    import threading
+    def tell():
+        print(kernels.cpu_module()._worker._process.pid, flush=True)
+    threading.Timer(0.2, tell).start()
+    kernels.launch("forever_kernel", (1,), (1,), out=np.zeros(1, np.int32))
+kernels.launch("print_kernel", (1,), (1,), out=np.zeros(1, np.int32))
+print(kernels.cpu_module()._worker._process.pid, flush=True)
+if sys.argv[2] == "wait":
+    time.sleep(60)
+"""
+
+
+def start_program(kernels, how):
+    return subprocess.Popen(
+        [sys.executable, "-W", "error", "-c", PROGRAM, kernels.path, how],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=dict(
+            os.environ, PYTHONPATH=str(Path(emulator.__file__).parents[2])))
+
+
+def test_nothing_is_left_when_the_program_ends(kernels):
+    kernels.cpu_module()
+    with start_program(kernels, "end") as program:
+        out, err = program.communicate(timeout=60)
+    assert program.returncode == 0 and err == ""
+    assert not Path(f"/proc/{out.split()[-1]}").exists()
+
+
+@pytest.mark.parametrize("how, ending", [("wait", signal.SIGKILL), ("forever", signal.SIGINT)])
+def test_nothing_is_left_when_the_program_is_killed(kernels, how, ending):
+    kernels.cpu_module()
+    with start_program(kernels, how) as program:
+        pid = next(int(line) for line in program.stdout if line.strip().isdigit())
+        assert is_running(pid)
+        program.send_signal(ending)
+        program.communicate(timeout=60)
+        assert program.returncode != 0
+    assert wait_until_gone(pid)
+
+
+# ---------------------------------------------------------------- compiling
+
+
+def test_an_error_of_the_compiler_has_file_and_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")  # where it would be a "Fehler"
+    kernels = kernel_file(tmp_path, "\n__global__ void k_kernel(float* out) {\n  out[0] = nil;\n}")
+    with pytest.raises(KernelError) as caught:
+        kernels.launch("k_kernel", (1,), (1,), out=floats(1))
+    assert str(caught.value) == (f"{kernels.path}:4:12: error: 'nil' was not declared in this "
+                                 "scope")
+
+
+def test_a_changed_header_beside_the_file_is_compiled_again(tmp_path):
+    for number in (3, 4):
+        (tmp_path / "number.h").write_text(f"constexpr int NUMBER = {number};\n")
+        kernels = kernel_file(tmp_path, '#include "number.h"\n'
+                                        "__global__ void n_kernel(int* out) { out[0] = NUMBER; }")
+        out = np.zeros(1, np.int32)
+        kernels.launch("n_kernel", (1,), (1,), out=out)
+        assert out[0] == number
+
+
+def test_without_a_compiler_one_line_says_what_to_install(tmp_path, monkeypatch):
+    kernels = kernel_file(tmp_path, f"// {tmp_path}\n__global__ void a_kernel(int* out) {{}}")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert not emulator.is_available()
+    with pytest.raises(UserError, match="need g\\+\\+; install it"):
+        kernels.launch("a_kernel", (1,), (1,), out=np.zeros(1, np.int32))
+
+
+def test_a_folder_of_another_user_is_not_trusted(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "getuid", lambda: 12345)
+    with pytest.raises(UserError, match="minisegnet-kernels-12345, .* is another user's"):
+        kernel_file(tmp_path, "__global__ void a_kernel(int* out) {}").cpu_module()
