@@ -194,7 +194,7 @@ def test_not_a_number_is_not_hidden(rng, implementation):
 
 @MODES
 @pytest.mark.parametrize("shape", [(8, 1, 1, 960), (2, 1, 1, 33), (1, 67, 61, 3), (1, 1, 263, 1),
-                                   (3, 29, 31, 76)], ids=str)
+                                   (3, 29, 31, 76), (3, 29, 31, 31)], ids=str)
 @pytest.mark.parametrize("few", [False, True], ids=["", "few blocks"])
 @pytest.mark.parametrize("implementation", ["cuda_cpu"])
 def test_any_split_over_blocks_and_threads_gives_the_same(rng, monkeypatch, shape, few, training,

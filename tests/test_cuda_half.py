@@ -127,13 +127,12 @@ def test_floats_are_rounded_to_the_nearest_bfloat16(kernels, rng):
     assert set(actual[nan]) == {0x7FFF}
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_packs_of_four_are_read_and_written_in_each_type(kernels, rng, dtype):
     x = rng.standard_normal(64).astype(dtype)
     out = np.zeros_like(x)
     kernels.launch("pack_kernel", (2,), (8,), x=x, out=out)
-    real = np.float64 if dtype == np.float64 else np.float32
-    np.testing.assert_array_equal(out, (x.astype(real) * real(3)).astype(dtype))
+    np.testing.assert_array_equal(out, (x.astype(np.float32) * np.float32(3)).astype(dtype))
 
 
 @pytest.mark.parametrize("x_shape, kernel, window", [

@@ -100,6 +100,10 @@ __global__ void add_kernel(STORE* a, const STORE* b, int n) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x;
   if (i < n) a[i] = REAL(a[i]) + REAL(b[i]);
 }
+__global__ void twice_kernel(STORE* a, const STORE* b) {  // b may be a, and change meanwhile
+  a[0] = REAL(a[0]) + REAL(b[0]);
+  a[0] = REAL(a[0]) + REAL(b[0]);
+}
 __global__ void two_kernel(int* a, unsigned char* b) { a[0] = 5; b[0] = 6; }
 """
 
@@ -248,6 +252,11 @@ def test_only_without_restrict_is_one_array_given_twice(kernels):
     device = emulated_device.asarray(a)
     kernels.launch("add_kernel", (1,), (4,), a=device, b=device.reshape(2, 2), n=4)
     assert list(device.get()) == [0, 4, 8, 12]
+    for b, result in ((np.ones(1, np.float32), 3), (a[1:2], 8)):
+        a[1] = 1 if result == 3 else 2
+        kernels.launch("twice_kernel", (1,), (1,), a=a[1:2], b=b)
+        assert a[1] == result
+    a[1] = 2
     with pytest.raises(ValueError, match="scale_kernel: x and out share memory"):
         scale(kernels, a, a)
     with pytest.raises(ValueError, match="add_kernel: a and b share memory"):
@@ -315,3 +324,16 @@ def test_a_file_is_compiled_once_for_each_pair_of_types(kernels):
     assert kernels.options("float32", "float16") == ("-DREAL=float", "-DSTORE=__half",
                                                      "-DHALF_TYPES")
     assert kernels.options("float64", "float64") == ("-DREAL=double", "-DSTORE=double")
+
+
+def test_cupy_compiles_again_when_a_header_has_changed(tmp_path, monkeypatch):
+    compiled = []
+    monkeypatch.setattr("minisegnet.backend.compile_for_gpu", lambda *args: compiled.append(args))
+    for number in (1, 1, 2):
+        (tmp_path / "number.h").write_text(f"constexpr int NUMBER = {number};")
+        kernel_file(tmp_path, CODE)._gpu_module("float32", "float16")
+    codes = [code for code, _, _ in compiled]
+    assert codes[0] == codes[1] != codes[2] and all(CODE in code for code in codes)
+    _, names, options = compiled[0]
+    assert "scale_kernel" in names and {"-DSTORE=__half", f"-I{tmp_path}",
+                                        f"-I{launch.FOLDER}"} <= set(options)

@@ -8,8 +8,9 @@
 //
 // Between two stops a fiber runs alone, so a missing barrier does not fail by chance: it shows as a
 // result that changes with the order of the fibers, "forward", "reverse" or "random". Not covered:
-// the memory model between barriers, inline PTX, bank conflicts, speed. Stricter than a GPU: a
-// barrier or a warp exchange misses a thread that has returned. Needs g++ >= 9, -std=c++17.
+// the memory model between barriers, sums of several threads without atomicAdd (they look right),
+// inline PTX, bank conflicts, speed. Stricter than a GPU: a barrier or a warp exchange misses a
+// thread that has returned. Needs g++ >= 9, -std=c++17.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -49,9 +50,9 @@ constexpr int warpSize = 32;
 
 namespace cuda_cpu {
 
-constexpr size_t PAGE = 4096;
+inline const size_t PAGE = sysconf(_SC_PAGESIZE);
 constexpr size_t GUARD = 1 << 20;
-constexpr size_t STACK_BYTES = 64 * 1024;  // the first page of each is a forbidden one
+constexpr size_t STACK_BYTES = 128 * 1024;  // the first page of each is a forbidden one
 enum class State : uint8_t { ready, at_barrier, at_warp_exchange, finished };
 
 struct Fiber {
@@ -311,7 +312,8 @@ inline void on_fault(int number, siginfo_t* info, void* context) {
     snprintf(what, sizeof what, "an index beyond an array of fixed size, a misaligned vector, or "
              "an int that overflows");
   } else if (at >= block->running->stack && at < block->running->stack + PAGE) {
-    snprintf(what, sizeof what, "local variables of more than %zu KB", STACK_BYTES / 1024);
+    snprintf(what, sizeof what, "local variables of more than %zu KB",
+             (STACK_BYTES - PAGE) / 1024);
   } else if (info->si_code == SI_KERNEL) {
     snprintf(what, sizeof what, "memory access out of bounds, at no address at all");
   } else {

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import weakref
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -32,6 +33,7 @@ CXX_FLAGS = ("-std=c++17", "-O1", "-shared", "-fPIC", "-ffp-contract=fast", "-Wa
 MAX_THREADS, MAX_BLOCK, MAX_GRID = 1024, (1024, 1024, 64), (2 ** 31 - 1, 65535, 65535)
 MAX_SHARED_BYTES = 48 * 1024
 SECONDS = 60  # of computing that a launch may take
+KEPT_SECONDS = 30 * 24 * 3600  # that a compiled file is kept without being used
 
 _order = "forward"
 
@@ -131,13 +133,15 @@ def _compile(code, names, options, file_name):
     folders = [HERE, *(Path(option[2:]) for option in options if option.startswith("-I"))]
     headers = "".join(path.read_text() for folder in folders
                       for path in sorted(folder.glob("*.h")))
-    key = hashlib.sha256("\0".join((source, headers, *options, *CXX_FLAGS)).encode())
+    defined = [option for option in options if not option.startswith("-I")]
+    key = hashlib.sha256("\0".join((code, exports, headers, *defined, *CXX_FLAGS)).encode())
     folder = Path(tempfile.gettempdir()) / f"minisegnet-kernels-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
         raise UserError(f"{folder}, where kernels are kept, is another user's; set TMPDIR")
     library = folder / f"{key.hexdigest()[:24]}.so"
     if library.exists():
+        os.utime(library)  # used today
         return library
     if not is_available():
         raise UserError("kernels run on the CPU need g++; install it (Debian: apt install g++)")
@@ -151,6 +155,10 @@ def _compile(code, names, options, file_name):
             errors = re.findall(r"^.*error:.*$", done.stderr, re.MULTILINE)
             raise KernelError("\n".join(errors[:5]) or done.stderr[-2000:])
         os.replace(made, library)
+    for old in folder.glob("*.so"):
+        with suppress(FileNotFoundError):  # another program tidies up, too
+            if old.stat().st_mtime < time.time() - KEPT_SECONDS:
+                old.unlink()
     return library
 
 

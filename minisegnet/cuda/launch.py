@@ -8,6 +8,8 @@ transposed array, would be garbage without a word. So the parameters are read fr
 every argument is given by the kernel's own name for it, checked and converted.
 """
 
+import hashlib
+import math
 import operator
 import re
 from functools import cached_property, lru_cache
@@ -143,7 +145,8 @@ class KernelFile:
         arrays = []
         converted = [_convert(name, parameter, arguments[parameter.name],
                               dtypes[parameter.type], arrays) for parameter in parameters]
-        xps = {get_array_module(array) for array in arrays} or {np}
+        of_each_type = {type(array): array for array in arrays}
+        xps = {get_array_module(array) for array in of_each_type.values()} or {np}
         if len(xps) > 1:
             raise TypeError(f"{name}: arrays of {' and '.join(sorted(xp.__name__ for xp in xps))}")
         if xps.pop().__name__ == "cupy":
@@ -185,8 +188,12 @@ class KernelFile:
         if ("gpu", real, store) not in self.modules:
             from minisegnet.backend import compile_for_gpu
 
+            # CuPy keeps what it compiled by the source alone: a changed header would go unnoticed.
+            headers = "".join(path.read_text() for folder in (FOLDER, self.path.parent)
+                              for path in sorted(folder.glob("*.h")))
+            mark = f"\n// headers {hashlib.sha256(headers.encode()).hexdigest()}\n"
             self.modules["gpu", real, store] = compile_for_gpu(
-                self.code, self.names,
+                self.code + mark, self.names,
                 ("-std=c++17", f"-I{FOLDER}", f"-I{self.path.parent}",
                  *self.options(real, store)))
         return self.modules["gpu", real, store]
@@ -251,27 +258,30 @@ def _convert(kernel, parameter, value, dtype, arrays):
 
 def _number(what, value, dtype):
     """Return `value`, of Python or NumPy, as a number of `dtype` that is the same number."""
+    low, high = _limits(dtype)
     is_float = dtype.kind == "f"
-    try:
-        if isinstance(value, str) or getattr(value, "shape", ()) != ():
-            raise TypeError
-        if isinstance(value, np.bool_):
-            value = bool(value)
-        value = float(value) if is_float else operator.index(value)  # an index is not 2.0
-    except TypeError:
-        kind = "a number" if is_float else "a whole number"
-        raise TypeError(f"{what} is {kind}, not {value!r}") from None
-    if is_float:
-        with np.errstate(over="ignore"):
-            number = dtype.type(value)
-        fits = np.isfinite(number) or not np.isfinite(value)
-    else:
-        low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-        fits = low <= value <= high
-        number = dtype.type(value) if fits else None
-    if not fits:
+    if type(value) is not (float if is_float else int):
+        try:
+            if isinstance(value, str) or getattr(value, "shape", ()) != ():
+                raise TypeError
+            if isinstance(value, np.bool_):
+                value = bool(value)
+            value = float(value) if is_float else operator.index(value)  # an index is not 2.0
+        except TypeError:
+            kind = "a number" if is_float else "a whole number"
+            raise TypeError(f"{what} is {kind}, not {value!r}") from None
+    if not low <= value <= high and not (is_float and not math.isfinite(value)):
         raise OverflowError(f"{what} = {value} is beyond {dtype}")
-    return number
+    return dtype.type(value)
+
+
+@lru_cache
+def _limits(dtype):
+    """Return the least and the greatest number of a dtype."""
+    if dtype.kind == "b":
+        return 0, 1
+    info = np.finfo(dtype) if dtype.kind == "f" else np.iinfo(dtype)
+    return (float(info.min), float(info.max)) if dtype.kind == "f" else (info.min, info.max)
 
 
 def _run_emulated(module, name, grid, block, parameters, converted, shared_bytes):

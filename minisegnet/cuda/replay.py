@@ -10,6 +10,8 @@ from outside, or by the launches themselves.
 On the emulated device the launches are recorded and repeated one by one, to the same effect.
 """
 
+import weakref
+
 from minisegnet.cuda.launch import record_launches
 
 
@@ -30,6 +32,7 @@ class Replay:
             # Its blocks are handed out to this function alone: a graph goes on using their
             # addresses after Python has let go of the arrays.
             self._pool = xp.cuda.MemoryPool()
+            weakref.finalize(self, _give_back, xp, self._pool).atexit = False
 
     def __call__(self):
         """Do it all once more."""
@@ -66,14 +69,27 @@ class Replay:
     def _capture(self):
         """Capture the function's launches as a graph; return whether that worked."""
         stream = self.xp.cuda.get_current_stream()
+        errors = []  # the first one says what was wrong; the next, that the capture is void
         try:
+            # What the pool has no block for may be allocated meanwhile: CuPy captures in the
+            # "relaxed" mode, which allows it.
             stream.begin_capture()
             try:
                 self.function()
+            except Exception as error:  # whatever the driver or a library does not allow
+                errors.append(error)
             finally:
                 graph = stream.end_capture()
-        except Exception as error:  # whatever the driver or a library does not allow
-            self.reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        except Exception as error:
+            errors.append(error)
+        if errors:
+            self.reason = f"{type(errors[0]).__name__}: {errors[0]}".splitlines()[0]
             return False
         self._repeat = graph.launch
         return True
+
+
+def _give_back(xp, pool):
+    """Free what a graph worked in: CuPy's pools keep their blocks when they go themselves."""
+    xp.cuda.get_current_stream().synchronize()
+    pool.free_all_blocks()

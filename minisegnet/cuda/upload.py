@@ -34,12 +34,11 @@ class Uploader:
         lane.used.synchronize()  # of the time before last: over long ago, unless the GPU is behind
         for pinned, host in zip(lane.pinned, hosts):
             pinned[...] = host
-        with self._stream:
-            for staged, pinned in zip(lane.staged, lane.pinned):
-                staged.set(pinned)
-            arrived = self._stream.record()
+        for staged, pinned in zip(lane.staged, lane.pinned):
+            staged.set(pinned, self._stream)
+        self._stream.record(lane.arrived)
         current = self._xp.cuda.get_current_stream()
-        current.wait_event(arrived)
+        current.wait_event(lane.arrived)
         for array, staged in zip(self.arrays, lane.staged):
             array[...] = staged
         lane.used.record(current)
@@ -51,6 +50,7 @@ class _Lane:
     def __init__(self, xp, hosts):
         self.pinned = [_pinned(xp, host) for host in hosts]
         self.staged = [xp.empty(host.shape, host.dtype) for host in hosts]
+        self.arrived = xp.cuda.Event(disable_timing=True)  # when `staged` has been written
         self.used = xp.cuda.Event(disable_timing=True)  # when the staged copy has been read
         self.used.record(xp.cuda.get_current_stream())
 

@@ -16,7 +16,6 @@
 #include "sums.h"
 
 constexpr int STRIP = 4;
-constexpr int MAX_KERNEL_AREA = 25;
 
 template <int KERNEL, int VECTOR>
 __global__ void depthwise_conv2d_forward_kernel(
