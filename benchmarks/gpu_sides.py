@@ -41,6 +41,7 @@ class OurSide:
         N, H, W, K = sizes
         self.xp = xp
         if xp is not emulated_device:
+            self.wait()
             xp.get_default_memory_pool().free_all_blocks()
         self.model = build(name, K).to(xp).train()
         self.optimizer = AdamW(self.model, lr=1e-3)
@@ -87,6 +88,23 @@ class OurSide:
         with record_launches() as found:
             self.runner._enqueue(uploader.arrays, self.criterion)
         return found
+
+    def repeated(self, launch, times):
+        """Return a function that repeats a launch: one graph, for Python would be too slow."""
+        def several():
+            for _ in range(times):
+                launch()
+
+        if self.xp is emulated_device:
+            return several
+        stream = self.xp.cuda.get_current_stream()
+        launch()  # whatever is loaded at the first time
+        stream.begin_capture()
+        try:
+            several()
+        finally:
+            graph = stream.end_capture()
+        return graph.launch
 
     def gradients(self, dtype):
         """Return {torch's name: gradient in torch's layout} of one step in `dtype`."""

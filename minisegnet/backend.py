@@ -163,15 +163,21 @@ def _why_unusable(cupy, driver, installed):
     return None
 
 
-_own_stream = None  # kept here: CuPy does not keep the stream that it uses
+_own_stream = None
 
 
 def _use_own_stream(cupy):
-    """Queue all work on a stream of our own: the default one cannot be captured as a graph."""
+    """Queue all work on a stream of our own: the default one cannot be captured as a graph.
+
+    It is entered and never left. What `use()` sets would hold until the next `with stream:` ends,
+    and CuPy has such blocks inside, in `get` of an array with gaps for one; from there on work
+    would be queued on the default stream, which does not wait for ours.
+    """
     global _own_stream
     if _own_stream is None:
         _own_stream = cupy.cuda.Stream(non_blocking=True)
-    _own_stream.use()
+    if cupy.cuda.get_current_stream() != _own_stream:
+        _own_stream.__enter__()
 
 
 def select_device(device):
@@ -204,7 +210,8 @@ def load_cublas():
     # what is loaded already is then found by its bare file name.
     cupy.cuda.cublas  # noqa: B018
     major = cupy.cuda.runtime.runtimeGetVersion() // 1000
-    return ctypes.CDLL(f"libcublas.so.{major}")
+    return ctypes.CDLL(f"cublas64_{major}.dll" if sys.platform == "win32"
+                       else f"libcublas.so.{major}")
 
 
 def allocate_on_gpu(size):

@@ -251,13 +251,16 @@ class BatchNorm2d(Layer):
         """Whether the next forward normalises by the batch, and not by the running statistics."""
         return self.training and not self.frozen_statistics
 
-    def forward(self, x, activation=None):
-        """Return the output for `x`; `activation` is the name of one to apply in the same pass."""
+    def forward(self, x, activation=None, residual=None):
+        """Return the output for `x`.
+
+        `activation` is the name of one to apply in the same pass, `residual` a map to add in it.
+        """
         running = self.buffers["running_mean"], self.buffers["running_var"]
         out, cache, _, _ = ops.batch_norm_forward(
             x, self.params["weight"], self.params["bias"], *running, running_out=running,
             training=self.uses_batch_statistics, momentum=self.momentum, eps=self.eps,
-            activation=activation)
+            activation=activation, residual=residual)
         self._keep(cache)
         return out
 

@@ -25,6 +25,7 @@ from minisegnet.models.unet import LEAST_SIDE
 from minisegnet.optim import ExponentialMovingAverage, near_restart_top
 from minisegnet.training import run_folder
 from minisegnet.training.build import (
+    activation_dtype,
     build_criterion,
     build_optimizer,
     build_schedule,
@@ -36,6 +37,7 @@ from minisegnet.training.checkpoint import read_checkpoint
 from minisegnet.training.device_step import DeviceStep
 from minisegnet.training.inspection import inspect
 from minisegnet.training.ledger_log import LedgerLog, steps_between_records
+from minisegnet.training.loss_scale import LossScale
 from minisegnet.training.memory import estimate_memory, format_estimate, machine_memory
 from minisegnet.training.monitor import Monitor
 from minisegnet.training.phases import Phases
@@ -137,11 +139,15 @@ def _select_device(settings):
     obstacles += [f"--loss {loss} sorts all pixels, for which there are no kernels"
                   for loss in (settings.loss, *(loss for _, loss in settings.loss_after))
                   if loss in WITHOUT_KERNELS]
+    if obstacles and settings.amp != "off":
+        raise UserError(f"--amp {settings.amp} is for a GPU, and {obstacles[0]}; leave out one of "
+                        f"the two")
     if obstacles and settings.device == "auto":
         return np
     xp = select_device(settings.device)
     if obstacles and xp is not np:
         raise UserError(f"{obstacles[0]}; use --device cpu")
+    activation_dtype(settings.amp, xp)  # refuses what cannot be had
     return xp
 
 
@@ -220,7 +226,10 @@ def _build_trainer(settings, model, train_set, val_set, weights, statistics):
     ema = ExponentialMovingAverage(optimizer, model, settings.ema) if settings.ema else None
     device_step = None
     if model.xp is not np:
-        device_step = DeviceStep(model, optimizer, clip_norm=settings.clip_norm, ema=ema)
+        loss_scale = LossScale(model.xp) if settings.amp == "fp16" else None
+        device_step = DeviceStep(model, optimizer, clip_norm=settings.clip_norm, ema=ema,
+                                 dtype=activation_dtype(settings.amp, model.xp),
+                                 loss_scale=loss_scale)
     return Trainer(
         model=model, optimizer=optimizer, phase=phases, folder=None,
         schedule=build_schedule(settings, phases.steps_per_epoch),
@@ -273,6 +282,10 @@ def _print_header(settings, model, train_set, val_set, statistics):
     print(f"{settings.model}: {model.num_parameters:,} parameters, {len(names)} classes; "
           f"{pictures}, at {H}x{W}; "
           f"{names[int(statistics.pixels.argmax())]} is {share:.1%} of the pixels")
+    if settings.amp != "off":
+        print(f"--amp {settings.amp}: activations of 16 bits in training, all else in float32; it "
+              f"pays where matrix products or memory traffic take the time, in large models and "
+              f"batches, and a small model such as mini may gain nothing")
 
 
 def _print_fingerprint(settings, names, weights, statistics, val_statistics):

@@ -1,13 +1,50 @@
-"""Shared fixtures: a seeded generator, torch as an oracle, and the real pictures if present."""
+"""Shared fixtures: a seeded generator, torch as an oracle, and the real pictures if present.
+
+`pytest -m gpu` runs on a GPU what otherwise the emulator runs: see `gpu_run.py`.
+"""
 
 import os
 from pathlib import Path
 
+import gpu_run
 import numpy as np
 import pytest
 from PIL import Image
 
-from minisegnet.cuda import emulator
+from minisegnet.cuda import emulated_device, emulator
+
+
+def pytest_configure(config):
+    gpu_run.begin(config.option.markexpr)
+
+
+@pytest.hookimpl(tryfirst=True)  # before what is not marked is left out
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if gpu_run.concerns(item):
+            item.add_marker("gpu")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    gpu_run.skip_without(item)
+
+
+def pytest_terminal_summary(terminalreporter):
+    gpu_run.report(terminalreporter)
+
+
+@pytest.fixture(autouse=True)
+def _on_gpu(request):
+    """In a run with `-m gpu` the GPU stands in for the emulator."""
+    with gpu_run.on_gpu(request.node):
+        yield
+
+
+@pytest.fixture(params=["emulated", pytest.param("cupy", marks=pytest.mark.gpu)])
+def xp(request):
+    """The array module of a device: the emulated one, and with `-m gpu` a GPU."""
+    return emulated_device if request.param == "emulated" else gpu_run.xp
 
 
 @pytest.fixture
@@ -34,7 +71,8 @@ def _needs_compiler(request):
 
 def require_compiler():
     """Skip without g++, or fail where MINISEGNET_REQUIRE_GXX=1."""
-    if not emulator.is_available() and os.environ.get("MINISEGNET_REQUIRE_GXX") != "1":
+    is_needed = gpu_run.xp is None and os.environ.get("MINISEGNET_REQUIRE_GXX") != "1"
+    if is_needed and not emulator.is_available():
         pytest.skip("no g++ to compile CUDA kernels for the CPU")
 
 

@@ -1,6 +1,7 @@
 // A cuBLAS on the CPU for test_cuda_gemm.py: the functions that minisegnet/cuda/gemm.py calls, with
 // the types of cublas_api.h, on host memory, column by column and in double. It refuses what cuBLAS
 // refuses, and remembers what it was told, which `fake_state` tells.
+#include <math.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -56,14 +57,21 @@ static double get(const void* array, int type, int64_t i) {
     memcpy(&value, &wide, 4);
     return value;
   }
-  int exponent = bits >> 10 & 31;  // a normal half, or 0
-  double value = exponent ? (1024 + (bits & 1023)) / 1024.0 : 0;
-  for (; exponent > 15; exponent--) value *= 2;
-  for (; exponent && exponent < 15; exponent++) value /= 2;
+  int exponent = bits >> 10 & 31, fraction = bits & 1023;
+  if (exponent == 31) return fraction ? NAN : bits & 0x8000 ? -INFINITY : INFINITY;
+  double value = exponent ? 1024 + fraction : fraction;
+  for (int i = exponent ? exponent : 1; i < 25; i++) value /= 2;
+  for (int i = 25; i < exponent; i++) value *= 2;
   return bits & 0x8000 ? -value : value;
 }
 
-static int put(void* array, int type, int64_t i, double value) {
+static int to_nearest(double value) {  // not negative; a half goes to the even number
+  int below = (int)value;
+  double rest = value - below;
+  return below + (rest > 0.5 || (rest == 0.5 && below % 2));
+}
+
+static void put(void* array, int type, int64_t i, double value) {
   if (type == R_64F) ((double*)array)[i] = value;
   else if (type == R_32F) ((float*)array)[i] = (float)value;
   else if (type == R_16BF) {
@@ -72,17 +80,17 @@ static int put(void* array, int type, int64_t i, double value) {
     memcpy(&wide, &narrow, 4);
     ((uint16_t*)array)[i] = (wide + 0x7fff + (wide >> 16 & 1)) >> 16;
   } else {
-    int exponent = 15;
+    int exponent = 15, bits = 0x7e00;  // not a number
     double size = value < 0 ? -value : value;
-    if (size) {
+    if (size >= 65520) bits = 0x7c00;
+    else if (size < 1.0 / 16384) bits = to_nearest(size * 16777216);  // 0 and the subnormal ones
+    else if (size == size) {
       for (; size >= 2; exponent++) size /= 2;
       for (; size < 1; exponent--) size *= 2;
+      bits = (exponent << 10) + to_nearest((size - 1) * 1024);
     }
-    if (exponent < 1 || exponent > 30) return 0;  // not needed here
-    int bits = size ? (exponent << 10) + (int)((size - 1) * 1024 + 0.5) : 0;
     ((uint16_t*)array)[i] = bits | (value < 0 ? 0x8000 : 0);
   }
-  return 1;
 }
 
 int cublasGemmEx(State* handle, int transa, int transb, int m, int n, int k, const void* alpha,
@@ -106,7 +114,7 @@ int cublasGemmEx(State* handle, int transa, int transb, int m, int n, int k, con
         sum += get(A, Atype, transa == OP_N ? i + l * lda : l + i * lda) *
                get(B, Btype, transb == OP_N ? l + j * ldb : j + l * ldb);
       double before = b ? b * get(C, Ctype, i + j * ldc) : 0;  // C is not read where beta is 0
-      if (!put(C, Ctype, i + j * ldc, a * sum + before)) return NOT_SUPPORTED;
+      put(C, Ctype, i + j * ldc, a * sum + before);
     }
   handle->compute = compute;
   handle->products++;

@@ -59,6 +59,16 @@ class Refusing:
         raise self.error
 
 
+class Stream:
+    """A stream, as far as it is entered."""
+
+    def __init__(self, entered, non_blocking):
+        self.entered, self.non_blocking = entered, non_blocking
+
+    def __enter__(self):
+        self.entered.append(self)
+
+
 def fake_cupy(*, built_for=12, gpus=1, capability="90", nvrtc=None, cublas=None):
     """Return a module like CuPy; `gpus`, `nvrtc` and `cublas` may be errors that asking raises."""
 
@@ -76,9 +86,9 @@ def fake_cupy(*, built_for=12, gpus=1, capability="90", nvrtc=None, cublas=None)
     module.cuda.runtime = types.SimpleNamespace(runtimeGetVersion=answer(built_for * 1000 + 90),
                                                 getDeviceCount=answer(gpus))
     module.cuda.nvrtc = types.SimpleNamespace(getVersion=answer(nvrtc))
-    module.cuda.streams = []  # that are in use
-    module.cuda.Stream = lambda non_blocking: types.SimpleNamespace(
-        use=lambda: module.cuda.streams.append(non_blocking))
+    module.cuda.streams = ["default"]  # entered, the current one last
+    module.cuda.Stream = lambda non_blocking: Stream(module.cuda.streams, non_blocking)
+    module.cuda.get_current_stream = lambda: module.cuda.streams[-1]
     module.cuda.Device = answer(types.SimpleNamespace(compute_capability=capability))
     return module
 
@@ -167,7 +177,8 @@ def test_a_usable_gpu_is_taken(machine, monkeypatch, capsys):
     for driver in ((12, 0), (13, 2)):
         machine(driver=driver, packages=TWELVE, cupy=cupy)
         assert select_device("auto") is cupy and select_device("cuda") is cupy
-    assert cupy.cuda.streams == [True] * 4  # the same one, never the default
+    _, stream = cupy.cuda.streams  # entered once, and never left
+    assert stream is backend._own_stream and stream.non_blocking
     assert capsys.readouterr() == ("", "")
 
 

@@ -118,6 +118,36 @@ def test_an_unknown_activation_is_refused(rng, implementation):
                            implementation=implementation)
 
 
+# ---------------------------------------------------------------- with a residual
+
+
+@EVERY
+@MODES
+@pytest.mark.parametrize("activation", [None, "hardswish"])
+@pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 11, 7, 12), (2, 17, 13, 40)], ids=str)
+def test_a_residual_is_added_and_changes_no_gradient(rng, shape, activation, training,
+                                                     implementation):
+    inputs = draw_inputs(rng, shape)
+    residual, dout = frozen(*rng.standard_normal((2, *shape)))
+    options = {"training": training, "activation": activation}
+    out, *others = run(inputs, dout, implementation, **options)
+    for given in (residual, non_contiguous(residual)):
+        found, *same = run(inputs, dout, implementation, residual=given, **options)
+        assert_agrees(found, out + residual, 1e-14)
+        for actual, expected in zip(same, others, strict=True):
+            np.testing.assert_array_equal(actual, expected)
+
+
+@EVERY
+def test_a_residual_of_another_shape_or_dtype_is_refused(rng, implementation):
+    inputs = draw_inputs(rng, (2, 3, 4, 5))
+    for error, residual in ((ValueError, np.zeros((2, 3, 1, 5))),
+                            (TypeError, np.zeros((2, 3, 4, 5), np.float32))):
+        with pytest.raises(error, match="residual|float32"):
+            batch_norm_forward(*inputs, training=True, residual=residual,
+                               implementation=implementation)
+
+
 # ---------------------------------------------------------------- digits, in float32
 
 

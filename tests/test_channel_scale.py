@@ -11,12 +11,17 @@ from checks import (
 )
 
 from minisegnet.cuda import emulated_device, emulator
-from minisegnet.ops.channel_scale import channel_scale_backward, channel_scale_forward
+from minisegnet.ops import (
+    channel_scale_backward,
+    channel_scale_backward_gate,
+    channel_scale_backward_input,
+    channel_scale_forward,
+)
 
 implementations = pytest.mark.parametrize("implementation", ["loops", "numpy", "cuda_cpu"])
 # One block, several blocks of one image, several groups of channels, C = 1, odd, a multiple of 4.
 SHAPES = [(2, 3, 4, 5), (1, 1, 1, 1), (3, 25, 31, 16), (1, 9, 5, 33), (2, 4, 3, 140),
-          (2, 61, 67, 1), (70, 5, 5, 72)]
+          (2, 61, 67, 1), (70, 5, 5, 72), (1, 41, 60, 33)]
 
 
 def draw(rng, shape, dtype=np.float64):
@@ -57,6 +62,26 @@ def test_all_gradients_match_torch(torch, rng, shape, implementation):
     inputs = draw(rng, shape)
     for found, expected in zip(results(*inputs, implementation), torch_results(torch, *inputs)):
         assert_agrees(found, expected)
+
+
+@implementations
+@pytest.mark.parametrize("shape", SHAPES[:5], ids=str)
+def test_each_gradient_alone_and_with_that_of_the_mean(torch, rng, shape, implementation):
+    if implementation == "loops" and np.prod(shape) > 2000:
+        shape = (2, 3, 2, shape[3])
+    x, gate, dout = inputs = draw(rng, shape)
+    dmean = frozen(rng.standard_normal(gate.shape))
+    chosen = {"implementation": implementation}
+    _, cache = channel_scale_forward(x, gate, **chosen)
+    _, dx, dgate = torch_results(torch, *inputs)
+    assert_agrees(channel_scale_backward_gate(dout, cache, **chosen), dgate)
+    assert_agrees(channel_scale_backward_input(dout, cache, **chosen), dx)
+    tx = torch.tensor(x, requires_grad=True)
+    tx.mean(dim=(1, 2), keepdim=True).backward(torch.tensor(dmean))
+    assert_agrees(channel_scale_backward_input(dout, cache, dmean=dmean, **chosen),
+                  dx + tx.grad.numpy())
+    assert_agrees(channel_scale_backward_input(dout, cache, dmean=non_contiguous(dmean), **chosen),
+                  dx + tx.grad.numpy())
 
 
 @implementations
@@ -108,8 +133,12 @@ def test_what_does_not_fit_is_refused(implementation):
     with pytest.raises(TypeError, match="float64 and float32"):
         channel_scale_forward(x, gate.astype(np.float32), implementation=implementation)
     _, cache = channel_scale_forward(x, gate, implementation=implementation)
-    with pytest.raises(ValueError, match=r"\(2, 4, 3, 5\), not \(2, 3, 4, 5\)"):
-        channel_scale_backward(np.zeros((2, 3, 4, 5)), cache, implementation=implementation)
+    for backward in (channel_scale_backward, channel_scale_backward_gate,
+                     channel_scale_backward_input):
+        with pytest.raises(ValueError, match=r"\(2, 4, 3, 5\), not \(2, 3, 4, 5\)"):
+            backward(np.zeros((2, 3, 4, 5)), cache, implementation=implementation)
+    with pytest.raises(ValueError, match=r"dmean.*\(2, 1, 1, 5\), not \(2, 5\)"):
+        channel_scale_backward_input(x, cache, dmean=gate[:, 0, 0], implementation=implementation)
 
 
 def test_an_unknown_implementation_is_refused():

@@ -156,6 +156,9 @@ def test_a_module_that_is_no_longer_needed_ends_its_process(kernels):
 
 
 PROGRAM = """
+import signal
+# Whoever started the tests in the background had them ignore Ctrl-C.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 import sys, time
 import numpy as np
 from minisegnet.cuda.launch import KernelFile

@@ -1,4 +1,4 @@
-"""The commands with `--device cuda`, on the emulated device in a GPU's place."""
+"""The commands with `--device cuda`, on a GPU or on the emulated device in its place."""
 
 import json
 import re
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from minisegnet import evaluate, predict, train
-from minisegnet.cuda import emulated_device
 from minisegnet.errors import run_command
 
 pytestmark = pytest.mark.usefixtures("compiler")
@@ -16,10 +15,10 @@ SIZE = ["--image-size", "32", "48", "--batch-size", "4", "--num-workers", "0"]
 
 
 @pytest.fixture(autouse=True)
-def gpu(monkeypatch):
-    """`--device cuda` gives the emulated device."""
+def gpu(monkeypatch, xp):
+    """`--device cuda` gives the emulated device, unless there is a GPU."""
     def select(device):
-        return emulated_device if device == "cuda" else np
+        return xp if device == "cuda" else np
 
     for command in (train, evaluate, predict):
         monkeypatch.setattr(command, "select_device", select)

@@ -1,4 +1,4 @@
-"""Whole models and whole trainings on a device: on the emulated one, they equal NumPy's."""
+"""Whole models and whole trainings on a device, emulated or a GPU: they equal NumPy's."""
 
 import math
 
@@ -9,6 +9,7 @@ from checks import assert_agrees
 from minisegnet import datasets
 from minisegnet.backend import asnumpy
 from minisegnet.cuda import emulated_device
+from minisegnet.cuda.launch import record_launches
 from minisegnet.datasets.loader import Batch
 from minisegnet.layers import Dropout, freeze_batch_norm
 from minisegnet.losses.criterion import Criterion
@@ -23,14 +24,14 @@ pytestmark = pytest.mark.usefixtures("compiler")
 K = 5
 
 
-def twins(name, dtype=np.float64, seed=0):
+def twins(xp, name, dtype=np.float64, seed=0):
     """Return the same model on the host and on the device, without dropout."""
     models = [build_model(name, K, seed=seed).astype(dtype) for _ in range(2)]
     for model in models:
         for _, layer in model.named_layers():
             if isinstance(layer, Dropout):
                 layer.p = 0.0
-    return models[0], models[1].to(emulated_device)
+    return models[0], models[1].to(xp)
 
 
 def draw_batch(rng, shape, dtype=np.float64):
@@ -42,16 +43,16 @@ def draw_batch(rng, shape, dtype=np.float64):
 @pytest.mark.parametrize("name, shape", [
     ("mini", (2, 33, 41)), ("deeplab_light", (2, 32, 48)), ("deeplab_baseline", (2, 32, 32)),
     ("unet_small", (2, 19, 32))])
-def test_every_gradient_of_a_model_is_numpys(rng, name, shape):
-    host, device = twins(name)
+def test_every_gradient_of_a_model_is_numpys(xp, rng, name, shape):
+    host, device = twins(xp, name)
     images = rng.standard_normal((*shape, 3))
     coarse = host.forward_coarse(images)
     dcoarse = rng.standard_normal(coarse.shape)
     host.backward_coarse(dcoarse)
 
     waits = emulated_device.synchronisations
-    on_device = device.forward_coarse(emulated_device.asarray(images))
-    device.backward_coarse(emulated_device.asarray(dcoarse))
+    on_device = device.forward_coarse(xp.asarray(images))
+    device.backward_coarse(xp.asarray(dcoarse))
     assert emulated_device.synchronisations == waits
     assert_agrees(on_device.get(), coarse, 1e-11)
     whole = math.sqrt(sum((g ** 2).sum() for _, g in host.named_gradients()))
@@ -64,8 +65,20 @@ def test_every_gradient_of_a_model_is_numpys(rng, name, shape):
         np.testing.assert_allclose(buffer.get(), expected, rtol=1e-10, atol=1e-12, err_msg=path)
 
 
-def test_evaluation_uses_the_running_statistics_as_numpy_does(rng):
-    host, device = twins("mini")
+@pytest.mark.parametrize("name, most", [("deeplab_light", 407), ("deeplab_baseline", 397),
+                                        ("unet_small", 247)])
+def test_forward_and_backward_take_no_more_launches_than_ever(xp, rng, name, most):
+    # On small maps a launch costs more than what it computes. Dropout would take three more.
+    _, device = twins(xp, name, np.float32)
+    images = xp.asarray(rng.standard_normal((2, 32, 48, 3)).astype(np.float32))
+    with record_launches() as launches:
+        dcoarse = device.forward_coarse(images)
+        device.backward_coarse(dcoarse)
+    assert len(launches) <= most
+
+
+def test_evaluation_uses_the_running_statistics_as_numpy_does(xp, rng):
+    host, device = twins(xp, "mini")
     for model in (host, device):
         for i, (_, buffer) in enumerate(model.named_buffers()):
             drawn = np.random.default_rng(i).uniform(0.5, 1.5, buffer.shape)
@@ -98,8 +111,8 @@ def host_step(model, optimizer, batches, criterion, ema):
 
 @pytest.mark.parametrize("loss, accumulate", [("ce", 1), ("focal", 1), ("combined", 1),
                                               ("dice", 2), ("combined", 2)])
-def test_steps_equal_numpys_also_when_they_are_replayed(rng, loss, accumulate):
-    host, device = twins("mini")
+def test_steps_equal_numpys_also_when_they_are_replayed(xp, rng, loss, accumulate):
+    host, device = twins(xp, "mini")
     weight = rng.uniform(0.5, 2, K)
     criterion = Criterion(loss, weight=weight)
     sides = []
@@ -118,6 +131,7 @@ def test_steps_equal_numpys_also_when_they_are_replayed(rng, loss, accumulate):
         waits = emulated_device.synchronisations
         step(batches, criterion)
         assert emulated_device.synchronisations == waits
+    assert step.why_not_captured is None
     sums = step.read()
     assert sums["train_loss"] == pytest.approx(sum(losses), rel=1e-9)
     assert sums["gradient_norm"] == pytest.approx(sum(norms), rel=1e-6)
@@ -130,8 +144,8 @@ def test_steps_equal_numpys_also_when_they_are_replayed(rng, loss, accumulate):
         np.testing.assert_allclose(theirs[name], ours[name], rtol=1e-6, atol=1e-9, err_msg=name)
 
 
-def test_what_is_frozen_stays_and_thaws(rng):
-    host, device = twins("mini")
+def test_what_is_frozen_stays_and_thaws(xp, rng):
+    host, device = twins(xp, "mini")
     criterion = Criterion("ce")
     optimizer, device_optimizer = AdamW(host, 1e-3), AdamW(device, 1e-3)
     ema = ExponentialMovingAverage(optimizer, host)
@@ -147,8 +161,8 @@ def test_what_is_frozen_stays_and_thaws(rng):
         assert_agrees(device_optimizer.flat.data.get(), optimizer.flat.data, 1e-7)
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(rng):
-    _, device = twins("mini")
+def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(xp, rng):
+    _, device = twins(xp, "mini")
     optimizer = AdamW(device, 1e-3)
     step = DeviceStep(device, optimizer)
     good, bad = (draw_batch(rng, (2, 32, 32)) for _ in range(2))
@@ -162,8 +176,8 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(rng):
     assert step.read()["skipped"] == 1
 
 
-def test_dropout_draws_anew_in_every_step_and_repeats_after_its_state(rng):
-    device = build_model("mini", K, seed=0).to(emulated_device)
+def test_dropout_draws_anew_in_every_step_and_repeats_after_its_state(xp, rng):
+    device = build_model("mini", K, seed=0).to(xp)
     step = DeviceStep(device, AdamW(device, 0.0))
     batch = draw_batch(rng, (2, 32, 48), np.float32)
     criterion = Criterion("ce")
@@ -174,25 +188,25 @@ def test_dropout_draws_anew_in_every_step_and_repeats_after_its_state(rng):
     assert len(set(losses)) == 4
 
 
-def test_evaluate_counts_what_numpy_counts(rng):
-    host, device = twins("mini", np.float32)
+def test_evaluate_counts_what_numpy_counts(xp, rng):
+    host, device = twins(xp, "mini", np.float32)
     dataset = datasets.FloorPlans("val", length=4, size=(64, 80), seed=3)
     loader = datasets.DataLoader(dataset, 2, num_workers=0)
     criterion = Criterion("ce", weight=np.linspace(1, 2, dataset.num_classes))
     models = [build_model("mini", dataset.num_classes, seed=0) for _ in range(2)]
     loss, confusion = evaluate(models[0], loader, criterion)
-    device_loss, device_confusion = evaluate(models[1].to(emulated_device), loader, criterion)
+    device_loss, device_confusion = evaluate(models[1].to(xp), loader, criterion)
     assert device_loss == pytest.approx(loss, rel=1e-5)
     assert isinstance(confusion, ConfusionMatrix)
     # A rounding may turn a pixel between two classes that are equally likely.
     assert np.abs(confusion.matrix - device_confusion.matrix).sum() <= 4
 
 
-def test_a_model_goes_to_the_device_and_back_unchanged():
+def test_a_model_goes_to_the_device_and_back_unchanged(xp):
     model = build_model("mini", K, seed=0)
     before = {name: array.copy() for name, array in
               (*model.named_parameters(), *model.named_buffers())}
-    assert model.to(emulated_device).xp is emulated_device
+    assert model.to(xp).xp is xp
     assert model.to(np).xp is np
     for name, array in (*model.named_parameters(), *model.named_buffers()):
         np.testing.assert_array_equal(asnumpy(array), before[name])

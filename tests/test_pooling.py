@@ -24,7 +24,7 @@ implementations = pytest.mark.parametrize("implementation", ["loops", "numpy", "
 without_loops = pytest.mark.parametrize("implementation", ["numpy", "cuda_cpu"])
 # One block, several blocks of one image, several groups of channels, C = 1, odd, a multiple of 4.
 SHAPES = [(2, 3, 4, 5), (1, 1, 1, 2), (1, 7, 1, 1), (2, 61, 67, 1), (3, 25, 31, 16), (1, 9, 5, 33),
-          (2, 3, 3, 140), (2, 4, 5, 201), (1, 70, 3, 12), (130, 5, 5, 3)]
+          (2, 3, 3, 140), (2, 4, 5, 201), (1, 70, 3, 12), (130, 5, 5, 3), (1, 41, 60, 33)]
 
 
 @pytest.fixture

@@ -86,8 +86,7 @@ class Module:
         """
         if name not in self.names:
             raise ValueError(f"{name} is not among the compiled kernels {', '.join(self.names)}")
-        dims = (*_three(grid), *_three(block))
-        _check_dims(name, dims, shared_bytes)
+        dims = launch_dims(name, grid, block, shared_bytes)
         request = (_symbol(self.names.index(name)), dims, shared_bytes,
                    FIBER_ORDERS[_order], arguments)
         with self._lock:
@@ -105,12 +104,11 @@ class Module:
             self._worker = None
 
 
-def _three(sizes):
-    return tuple(map(operator.index, sizes)) + (1,) * (3 - len(sizes))
-
-
-def _check_dims(name, dims, shared_bytes):
-    grid, block = dims[:3], dims[3:]
+def launch_dims(name, grid, block, shared_bytes):
+    """Return the six sizes of a launch, the grid's and a block's; ValueError if CUDA has none."""
+    grid, block = (tuple(map(operator.index, sizes)) + (1,) * (3 - len(sizes))
+                   for sizes in (grid, block))
+    dims = (*grid, *block)
     fits = all(1 <= size <= limit for size, limit in zip(dims, MAX_GRID + MAX_BLOCK))
     if len(dims) != 6 or not fits or block[0] * block[1] * block[2] > MAX_THREADS:
         raise ValueError(f"{name}: CUDA launches no grid {grid} of blocks {block}; a grid may be "
@@ -118,6 +116,7 @@ def _check_dims(name, dims, shared_bytes):
     if not 0 <= shared_bytes <= MAX_SHARED_BYTES:
         raise ValueError(f"{name}: {shared_bytes} bytes of shared memory, more than "
                          f"{MAX_SHARED_BYTES}")
+    return dims
 
 
 def _symbol(i):

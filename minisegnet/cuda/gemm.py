@@ -25,6 +25,7 @@ from minisegnet.backend import (
     get_array_module,
     load_cublas,
 )
+from minisegnet.cuda.host_arrays import gpu_of_host_arrays
 from minisegnet.cuda.launch import MAX_ELEMENTS, Launch, perform
 
 # float32 products in TF32: the factors rounded to 11 significant bits, the sums in float32. About
@@ -71,15 +72,12 @@ def gemm(a, b, out, *, transpose_a=False, transpose_b=False, add=False):
     shape = _check(a, b, out, transpose_a, transpose_b)
     options = transpose_a, transpose_b, add
     if get_array_module(out).__name__ == "cupy":
-        matrices = [Matrix(address_on_gpu(array), str(array.dtype), array.shape[1])
-                    for array in (a, b, out)]
-        product = _cublas().bind(*matrices, shape, *options, tf32=allow_tf32)
-
-        def run(arrays=(a, b, out)):  # holds on to the memory behind the addresses
-            product(current_stream())
+        run = _bind_on_gpu(a, b, out, shape, *options)
     else:
         hosts = [getattr(array, "host", array) for array in (a, b, out)]
-        run = partial(_multiply_on_host, *hosts, *options)
+        gpu = gpu_of_host_arrays()
+        run = (partial(_multiply_on_host, *hosts, *options) if gpu is None
+               else partial(_multiply_on_gpu, gpu, *hosts, shape, *options))
     perform(Launch("gemm", run, a.nbytes + b.nbytes + out.nbytes))
 
 
@@ -108,6 +106,25 @@ def _multiply_on_host(a, b, out, transpose_a, transpose_b, add):
         a, b = a.astype(np.float32), b.astype(np.float32)
     product = np.matmul(a.T if transpose_a else a, b.T if transpose_b else b)
     out[...] = out + product if add else product
+
+
+def _bind_on_gpu(a, b, out, shape, *options):
+    """Return a function that queues the product on the stream that is then the current one."""
+    matrices = [Matrix(address_on_gpu(array), str(array.dtype), array.shape[1])
+                for array in (a, b, out)]
+    product = _cublas().bind(*matrices, shape, *options, tf32=allow_tf32)
+
+    def run(arrays=(a, b, out)):  # holds on to the memory behind the addresses
+        product(current_stream())
+
+    return run
+
+
+def _multiply_on_gpu(xp, a, b, out, shape, *options):
+    """The product of arrays of the host, on a GPU."""
+    arrays = [xp.asarray(np.ascontiguousarray(array)) for array in (a, b, out)]
+    _bind_on_gpu(*arrays, shape, *options)()
+    out[...] = arrays[2].get()
 
 
 # ---------------------------------------------------------------- cuBLAS

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minisegnet.backend import get_array_module
-from minisegnet.cuda import emulator
+from minisegnet.cuda import emulator, host_arrays
 
 FOLDER = Path(__file__).parent
 # Kernels count elements in int.
@@ -94,6 +94,7 @@ class KernelFile:
         self.path = Path(python_file).with_suffix(".cu")
         self.templates = templates or {}
         self.modules = {}  # (engine, REAL, STORE) -> module
+        self._gpu_functions = {}  # (name, REAL, STORE) -> kernel
 
     @cached_property
     def code(self):
@@ -150,13 +151,15 @@ class KernelFile:
         if len(xps) > 1:
             raise TypeError(f"{name}: arrays of {' and '.join(sorted(xp.__name__ for xp in xps))}")
         if xps.pop().__name__ == "cupy":
-            function = self._gpu_module(real, store).get_function(name)
-            converted = tuple(converted)
+            function = self._gpu_function(name, real, store)
+            grid, block, converted = tuple(grid), tuple(block), tuple(converted)
 
             def run():
                 function(grid, block, converted, shared_mem=shared_bytes)
         else:
-            module = self.cpu_module(real, store)
+            gpu = host_arrays.gpu_of_host_arrays()
+            module = (self.cpu_module(real, store) if gpu is None
+                      else host_arrays.Module(gpu, self._gpu_module(real, store)))
 
             def run():
                 _run_emulated(module, name, grid, block, parameters, converted, shared_bytes)
@@ -183,6 +186,13 @@ class KernelFile:
                 self.code, self.names, (*self.options(real, store), f"-I{self.path.parent}"),
                 str(self.path))
         return self.modules["cpu", real, store]
+
+    def _gpu_function(self, name, real, store):
+        # Kept: each asking loads, or looks for, the whole module.
+        if (name, real, store) not in self._gpu_functions:
+            function = self._gpu_module(real, store).get_function(name)
+            self._gpu_functions[name, real, store] = function
+        return self._gpu_functions[name, real, store]
 
     def _gpu_module(self, real, store):
         if ("gpu", real, store) not in self.modules:

@@ -1,11 +1,11 @@
 """A sequence of launches, written once in Python and then repeated without it.
 
-A training step on a GPU is some two hundred small kernels, and Python needs longer to launch many of
+A training step on a GPU is some hundred small kernels, and Python needs longer to launch many of
 them than they take. So the step is run as written once, which compiles the kernels and fills the
 pool of memory; the second time its launches are captured as a CUDA graph, and from then on the
-whole step is one call. The same launches then work on the same memory: whatever changes from step to
-step, the batch, the learning rate, the random numbers, has to lie in device memory that is written
-from outside, or by the launches themselves.
+whole step is one call. The same launches then work on the same memory: whatever changes from step
+to step, the batch, the learning rate, the random numbers, has to lie in device memory that is
+written from outside, or by the launches themselves.
 
 On the emulated device the launches are recorded and repeated one by one, to the same effect.
 """
@@ -19,8 +19,8 @@ class Replay:
     """Calls `function()` the first time, and afterwards repeats what it launched.
 
     `xp` is the device's array module. `function` may use what it likes of the host, which happens
-    in the first two calls only. `reason` says why there is no graph, if capturing failed: then every
-    call runs the function, correct and slower.
+    in the first two calls only. `reason` says why there is no graph, if capturing failed: then
+    every call runs the function, correct and slower.
     """
 
     def __init__(self, xp, function):
@@ -89,7 +89,15 @@ class Replay:
         return True
 
 
+_spent = []  # pools of graphs that are gone
+
+
 def _give_back(xp, pool):
     """Free what a graph worked in: CuPy's pools keep their blocks when they go themselves."""
-    xp.cuda.get_current_stream().synchronize()
-    pool.free_all_blocks()
+    _spent.append(pool)
+    stream = xp.cuda.get_current_stream()
+    # Python tidies up whenever it likes, also in the middle of another capture.
+    if not stream.is_capturing():
+        stream.synchronize()
+        while _spent:
+            _spent.pop().free_all_blocks()

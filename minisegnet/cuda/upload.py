@@ -10,8 +10,8 @@ import numpy as np
 class Uploader:
     """Copies lists of arrays of fixed shapes to a device, one list at a time.
 
-    `arrays` are the device's, allocated once and overwritten by every `upload`; `xp` is the device's
-    array module.
+    `arrays` are the device's, allocated once and overwritten by every `upload`; `xp` is the
+    device's array module.
     """
 
     def __init__(self, xp, hosts):

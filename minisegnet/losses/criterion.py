@@ -113,11 +113,11 @@ class Criterion:
         loss, cache = upsampled_loss_forward(coarse, target, self.name, **self.options(whole))
         return self._share_of_mean(loss, cache, whole)
 
-    def backward_upsampled(self, dloss, cache):
-        """Return dcoarse (N, h, w, K)."""
+    def backward_upsampled(self, dloss, cache, *, loss_scale=None):
+        """Return dcoarse (N, h, w, K), on a device times the array `loss_scale` (1,) if given."""
         if isinstance(cache, ShareOfMean):
             dloss, cache = dloss / cache.parts, cache.cache
-        return upsampled_loss_backward(dloss, cache)
+        return upsampled_loss_backward(dloss, cache, loss_scale=loss_scale)
 
     def parts(self, cache):
         """Return the named parts of a sum, {"focal": ..., "dice": ...}; {} for a single loss."""

@@ -72,7 +72,7 @@ __global__ void softmax_forward_kernel(
     const REAL lse_p = sum.value();
     lse[p] = lse_p;
     if (!weight) continue;
-    const REAL log_prob = min(z_y - lse_p, REAL(0));  // rounding must not make p exceed 1
+    const REAL log_prob = at_most_zero(z_y - lse_p);
     const PixelTerms terms = pixel_terms(log_prob, weight[label.y], gamma);
     on_target[p] = terms.on_target;
     loss += terms.loss + smooth_below - smooth_total * log_prob;
@@ -109,12 +109,14 @@ __global__ void softmax_backward_kernel(
     const REAL* __restrict__ lse, const REAL* __restrict__ on_target,          // (P,)
     const REAL* __restrict__ scale,                                            // (1,), or null
     const REAL* __restrict__ dintersection, const REAL* __restrict__ dtotal,   // (K,), or null
+    const REAL* __restrict__ loss_scale,                                       // (1,), or null
     STORE* __restrict__ dlogits, REAL dloss, REAL smooth_total, int ignore_index, int P, int K) {
   const int lanes = blockDim.x, p = blockIdx.x * blockDim.y + threadIdx.y;
   const Label label = label_of(target, p, p < P, ignore_index, K);
   const STORE* z = logits + (p < P ? p : 0) * K;
   const REAL lse_p = label.is_valid ? lse[p] : REAL(0);
   const REAL scale_p = scale ? scale[0] : REAL(1);
+  const REAL factor = loss_scale ? dloss * loss_scale[0] : dloss;
   REAL pull = label.is_valid && on_target ? scale_p * on_target[p] : REAL(0);
   REAL mean = 0;  // sum_k p_k dtotal_k
   if (dtotal) {   // the same for all threads
@@ -133,7 +135,7 @@ __global__ void softmax_backward_kernel(
       if (k == label.y) dz -= pull;
       if (smooth) dz -= scale_p * smooth[k];
     }
-    dlogits[p * K + k] = STORE(dloss * dz);
+    dlogits[p * K + k] = STORE(factor * dz);
   }
 }
 

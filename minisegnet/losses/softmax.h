@@ -46,6 +46,11 @@ struct LogSum {
   __device__ __forceinline__ REAL value() const { return highest + log(sum); }
 };
 
+// Rounding must not make a probability exceed 1. NaN stays, where min would hide it from the loss.
+__device__ __forceinline__ REAL at_most_zero(REAL log_prob) {
+  return log_prob > 0 ? REAL(0) : log_prob;
+}
+
 // The class of a pixel, and whether it counts. A label beyond the classes is treated as ignored.
 struct Label {
   int y;

@@ -6,8 +6,8 @@ pixel is treated as ignored, and counted in `DeviceCache.invalid`.
 
 All losses are one family (see softmax.h): a mean over pixels, an overlap, or both. The logits are
 `FullLogits`, or the `CoarseLogits` of upsampled_cuda.py: the same three passes, with kernels of
-their own. The gradient is made in the backward pass alone, where it is scaled by dloss before it
-is rounded to the type of the activations.
+their own. The gradient is made in the backward pass alone, where it is scaled by dloss and by the
+loss scale before it is rounded to the type of the activations.
 """
 
 from functools import lru_cache
@@ -151,11 +151,14 @@ def _shifted(logits):
     return below
 
 
-def loss_backward_cuda(dloss, cache):
-    """Return the gradient of the logits for the number `dloss`."""
+def loss_backward_cuda(dloss, cache, loss_scale=None):
+    """Return the gradient of the logits for the number `dloss`, times `loss_scale` (1,) if given.
+
+    The scale lies on the device: it may change while the launches that read it are repeated.
+    """
     xp, real = get_array_module(cache.logits.array), real_dtype(cache.logits.array)
     tables = _tables(xp, real, cache.loss.pixels, "smooth", "shift")
-    return cache.logits.backward(float(dloss), cache, **tables)
+    return cache.logits.backward(float(dloss), cache, loss_scale=loss_scale, **tables)
 
 
 def pixels_per_class(target, num_classes, *, ignore_index=255, into=None):
@@ -286,7 +289,7 @@ class FullLogits(NamedTuple):
                        P=target.size, K=K)
         return sums
 
-    def backward(self, dloss, cache, *, smooth, shift):
+    def backward(self, dloss, cache, *, loss_scale, smooth, shift):
         """Return dlogits (N, H, W, K)."""
         logits = self._logits()
         dlogits = get_array_module(logits).empty(logits.shape, logits.dtype)
@@ -295,7 +298,7 @@ class FullLogits(NamedTuple):
             "softmax_backward_kernel", (blocks(cache.target.size, rows),), (lanes, rows),
             logits=logits, target=cache.target, smooth=smooth, shift=shift, lse=cache.lse,
             on_target=cache.on_target, scale=cache.scale, dintersection=cache.dintersection,
-            dtotal=cache.dtotal, dlogits=dlogits, dloss=dloss,
+            dtotal=cache.dtotal, loss_scale=loss_scale, dlogits=dlogits, dloss=dloss,
             smooth_total=smooth_total(cache.loss), ignore_index=cache.ignore_index,
             P=cache.target.size, K=self.num_classes)
         return dlogits

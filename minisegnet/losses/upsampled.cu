@@ -159,7 +159,7 @@ __global__ void upsampled_forward_kernel(
     const REAL lse_p = sum.value();
     lse[piece.p] = lse_p;
     if (!weight) continue;
-    const REAL log_prob = min(z_y - lse_p, REAL(0));  // rounding must not make p exceed 1
+    const REAL log_prob = at_most_zero(z_y - lse_p);
     const PixelTerms terms = pixel_terms(log_prob, weight[label.y], gamma);
     on_target[piece.p] = terms.on_target;
     loss += terms.loss + smooth_below - smooth_total * log_prob;
@@ -291,7 +291,7 @@ __global__ void upsampled_backward_kernel(
     const REAL* __restrict__ smooth, const REAL* __restrict__ shift,    // (K,), or null
     const REAL* __restrict__ lse, const REAL* __restrict__ on_target,   // (N, H, W)
     const REAL* __restrict__ mean, const REAL* __restrict__ dtotal,     // (N, H, W), (K,), or null
-    const REAL* __restrict__ scale,                                     // (1,), or null
+    const REAL* __restrict__ scale, const REAL* __restrict__ loss_scale,  // (1,), or null
     STORE* __restrict__ dcoarse, REAL dloss, REAL smooth_total, int ignore_index, int h, int w,
     int H, int W, int K, int tile) {
   DYNAMIC_SHARED(REAL, corners);  // (cells, 4, classes)
@@ -361,7 +361,8 @@ __global__ void upsampled_backward_kernel(
   __syncthreads();
 
   // A coarse pixel is a corner of four cells.
-  const REAL factor = dloss * (scale ? scale[0] : REAL(1));
+  const REAL factor =
+      dloss * (scale ? scale[0] : REAL(1)) * (loss_scale ? loss_scale[0] : REAL(1));
   const int thread = threadIdx.y * blockDim.x + threadIdx.x;
   for (int at = thread; at < tile * tile * classes; at += blockDim.x * blockDim.y) {
     const int k = at % classes, column = at / classes % tile, row = at / classes / tile;

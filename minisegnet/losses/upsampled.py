@@ -122,10 +122,15 @@ def upsampled_loss_forward(coarse, target, loss="ce", *, ignore_index=255, imple
     return _LOSSES[loss](coarse, check_labels(target, coarse.shape[3], ignore_index), **options)
 
 
-def upsampled_loss_backward(dloss, cache):
-    """Return dcoarse (N, h, w, K) for the scalar `dloss`."""
+def upsampled_loss_backward(dloss, cache, *, loss_scale=None):
+    """Return dcoarse (N, h, w, K) for the scalar `dloss`.
+
+    On a device it may be multiplied by `loss_scale`, an array (1,) there of the type computed in.
+    """
     if isinstance(cache, DeviceCache):
-        return loss_backward_cuda(dloss, cache)
+        return loss_backward_cuda(dloss, cache, loss_scale)
+    if loss_scale is not None:
+        raise ValueError("a loss scale is for logits on a GPU")
     if isinstance(cache, OneSweepCache):
         return scale_gradient(dloss, cache.dcoarse)
     if isinstance(cache, PlainCache):

@@ -77,7 +77,7 @@ class CoarseLogits(NamedTuple):
                        ignore_index=ignore_index, **self._sizes())
         return sums
 
-    def backward(self, dloss, cache, *, smooth, shift):
+    def backward(self, dloss, cache, *, loss_scale, smooth, shift):
         """Return dcoarse (N, h, w, K)."""
         coarse = self._coarse()
         xp, real = get_array_module(coarse), real_dtype(coarse)
@@ -100,7 +100,7 @@ class CoarseLogits(NamedTuple):
             "upsampled_backward_kernel", (tiles, chunks), (columns, rows),
             shared_bytes=(tile + 1) ** 2 * bytes_of_cell, coarse=coarse, target=cache.target,
             smooth=smooth, shift=shift, lse=cache.lse, on_target=pull, mean=mean,
-            dtotal=cache.dtotal, scale=scale, dcoarse=dcoarse, dloss=dloss,
+            dtotal=cache.dtotal, scale=scale, loss_scale=loss_scale, dcoarse=dcoarse, dloss=dloss,
             smooth_total=smooth_total(cache.loss), ignore_index=cache.ignore_index, tile=tile,
             **sizes)
         return dcoarse

@@ -86,10 +86,7 @@ class InvertedResidual(Layer):
         out = self.depthwise.forward(out)
         if self.squeeze_excite is not None:
             out = self.squeeze_excite.forward(out)
-        out = self.project.forward(out)
-        if self.is_residual:
-            ops.add_into(out, x)
-        return out
+        return self.project.forward(out, x if self.is_residual else None)
 
     def backward(self, dout):
         dx = self.project.backward(dout)

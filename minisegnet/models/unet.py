@@ -7,16 +7,9 @@ are. Each backward is its forward read upside down.
 
 from minisegnet import ops
 from minisegnet.backend import get_array_module
+from minisegnet.blocks import conv_norm_activation
 from minisegnet.errors import UserError
-from minisegnet.layers import (
-    BatchNorm2d,
-    Concatenate,
-    Conv2d,
-    ConvTranspose2d,
-    Layer,
-    MaxPool2d,
-    ReLU,
-)
+from minisegnet.layers import Concatenate, Conv2d, ConvTranspose2d, Layer, MaxPool2d
 from minisegnet.models.deeplab import CLASSIFIER_STD
 
 LEAST_SIDE = 16  # px: four halvings leave one
@@ -27,25 +20,22 @@ class DoubleConv(Layer):
 
     def __init__(self, in_channels, out_channels, *, rng, momentum):
         super().__init__()
-        conv = {"padding": 1, "bias": False, "rng": rng}
-        steps = (Conv2d(in_channels, out_channels, 3, **conv),
-                 BatchNorm2d(out_channels, momentum=momentum), ReLU(),
-                 Conv2d(out_channels, out_channels, 3, **conv),
-                 BatchNorm2d(out_channels, momentum=momentum), ReLU())
+        # A tuple is no child: by name the tree knows the six layers, in a row, as Pytorch-UNet.
+        self._halves = tuple(conv_norm_activation(channels, out_channels, 3, rng=rng,
+                                                  momentum=momentum)
+                             for channels in (in_channels, out_channels))
+        steps = [step for half in self._halves for step in half.children.values()]
         self.double_conv = Layer()
         self.double_conv.children.update({str(i): step for i, step in enumerate(steps)})
 
     def forward(self, x):
-        for step in self.double_conv.children.values():
-            x = step.forward(x)
-        return x
+        first, second = self._halves
+        return second.forward(first.forward(x))
 
     def backward(self, dout, **conv_options):
         """`conv_options` go to the first convolution's backward."""
-        first, *steps = self.double_conv.children.values()
-        for step in reversed(steps):
-            dout = step.backward(dout)
-        return first.backward(dout, **conv_options)
+        first, second = self._halves
+        return first.backward(second.backward(dout), **conv_options)
 
 
 class Down(Layer):

@@ -4,16 +4,31 @@ import numpy as np
 
 from minisegnet.backend import get_array_module
 
+HALF = ("float16", "bfloat16")  # the names of the types of 16 bits
 
-def check_dtype(op, *arrays):
+
+def is_half(array):
+    """Whether `array` is of 16-bit floating-point numbers."""
+    return array.dtype.itemsize == 2 and str(array.dtype) in HALF
+
+
+def check_dtype(op, x, *others):
     """Raise TypeError unless all arrays are float32, or all float64: nothing is converted.
 
     One float64 array among float32 ones would silently double the memory of all that follows.
+    Mixed precision is for kernels (see `choose`): activations of 16 bits, `x` the first of them,
+    and the others either of its type, activations too, or float32, parameters.
     """
-    found = {str(array.dtype) for array in arrays}
-    if found != {"float32"} and found != {"float64"}:
+    first = str(x.dtype)
+    found = {str(array.dtype) for array in others}
+    if first in ("float32", "float64"):
+        fits = found <= {first}
+    else:
+        fits = first in HALF and (found <= {first} or found == {"float32"})
+    if not fits:
         raise TypeError(f"{op} takes arrays of one dtype, float32 or float64, not "
-                        f"{' and '.join(str(array.dtype) for array in arrays)}; use x.astype(...)")
+                        f"{' and '.join(str(array.dtype) for array in (x, *others))}; use "
+                        f"x.astype(...)")
 
 
 def check_upstream(op, dout, expected):
@@ -28,7 +43,8 @@ def choose(implementation, x, **choices):
 
     None chooses by where `x` is: "numpy", or "cuda" on a device. "cuda_cpu" is "cuda" on NumPy
     arrays, its kernels run by the emulator of `minisegnet.cuda`, and "cuda_cpu_naive" likewise
-    "cuda_naive".
+    "cuda_naive". Raises TypeError for an `x` of 16 bits unless kernels are chosen: only they
+    compute with it in float32.
     """
     on_device = get_array_module(x) is not np
     if implementation is None:
@@ -43,4 +59,7 @@ def choose(implementation, x, **choices):
     if implementation not in choices:
         raise ValueError(f"implementation {implementation!r} is not one of "
                          f"{', '.join((*choices, *on_cpu))}")
+    if is_half(x) and "cuda" not in implementation:
+        raise TypeError(f"arrays of {x.dtype} are for a GPU; NumPy takes float32 or float64: use "
+                        f"x.astype(...)")
     return choices[implementation]

@@ -6,7 +6,8 @@
 //
 //   statistics      x is read once. A thread sums over its rows, the block over its threads; the
 //                   last block of a group to finish adds up what all blocks found.
-//   forward         out = activation((x - mean) * scale + bias): x read once, out written once.
+//   forward         out = activation((x - mean) * scale + bias): x read once, out written once. A
+//                   residual, where there is one, is read once and added on the way.
 //   backward_sums   x and dout are read once: the two sums over P that every dx depends on, which
 //                   are dweight and dbias too. In evaluation dx needs no sum and is written here.
 //   backward_input  dx, in training: x and dout read once, dx written once.
@@ -17,13 +18,14 @@
 // Sums have a fixed order, whichever block is last: the same bits each time. Below are the naive
 // versions: the formulas as they stand, a block per channel or a thread per element.
 #include "activations.h"
+#include "last_block.h"
 
 constexpr int THREADS = 256;      // of a block, at most
 constexpr int CHANNELS = 32;      // of a block, at most
 constexpr int MAX_GROUPS = 4096;  // of channels
 constexpr int AT_ONCE = 4;        // rows that a thread reads before it works on the first of them
 
-// How many blocks of each group have finished; 0 between launches, which follow one another.
+// How many blocks of each group have finished.
 __device__ unsigned finished[MAX_GROUPS];
 
 // ---------------------------------------------------------------- the rows of a thread
@@ -148,16 +150,9 @@ __device__ __forceinline__ void read_share(const REAL* shares, int block, int C,
   }
 }
 
-// Whether this block is the last of its group to come here; it then sees what the others wrote.
-__device__ __forceinline__ bool is_last_block() {
-  __shared__ bool last;
-  __threadfence();  // what was written is there for all before the block is counted
-  __syncthreads();
-  if (threadIdx.x == 0 && threadIdx.y == 0)  // counts up to the number of blocks, then is 0 again
-    last = atomicInc(&finished[blockIdx.y], gridDim.x - 1) == gridDim.x - 1;
-  __syncthreads();
-  if (last) __threadfence();
-  return last;
+// Whether this block is the last of its group to come here.
+__device__ __forceinline__ bool is_last_of_group() {
+  return is_last_block(&finished[blockIdx.y], gridDim.x);
 }
 
 // Spread the numbers of row 0 over as many threads as there are channels: each gets the two of its
@@ -226,7 +221,7 @@ __global__ void batch_norm_statistics_kernel(
   }
   add_rows(moments);
   write_share(shares, C, c, moments.mean, moments.squares);
-  if (!is_last_block()) return;
+  if (!is_last_of_group()) return;
 
   moments = {};
   for (int first = threadIdx.y; first < gridDim.x && has_channels; first += 4 * blockDim.y) {
@@ -266,8 +261,9 @@ template <int ACTIVATION, int VECTOR>
 __global__ void batch_norm_forward_kernel(
     const STORE* __restrict__ x, const REAL* __restrict__ mean,
     const REAL* __restrict__ running_var, REAL* __restrict__ inv_std,
-    const REAL* __restrict__ weight, const REAL* __restrict__ bias, STORE* __restrict__ out,
-    int P, int C, int chunk, REAL eps) {
+    const REAL* __restrict__ weight, const REAL* __restrict__ bias,
+    const STORE* __restrict__ residual,  // (P, C), or null
+    STORE* __restrict__ out, int P, int C, int chunk, REAL eps) {
   const int c = (blockIdx.y * blockDim.x + threadIdx.x) * VECTOR;
   if (c >= C) return;
   Channels<VECTOR> channels;
@@ -285,14 +281,15 @@ __global__ void batch_norm_forward_kernel(
   }
   const Rows rows = chunk_from_the_end(P, chunk);
   for (unsigned p = rows.first; p < rows.end; p += AT_ONCE * rows.step) {
-    REAL value[AT_ONCE][VECTOR];
+    REAL value[AT_ONCE][VECTOR], addend[AT_ONCE][VECTOR] = {};
     load_rows(x, rows, p, C, c, value);
+    if (residual) load_rows(residual, rows, p, C, c, addend);
 #pragma unroll
     for (int k = 0; k < AT_ONCE; k++) {
       if (p + k * rows.step >= rows.end) break;
 #pragma unroll
       for (int v = 0; v < VECTOR; v++)
-        value[k][v] = activation<ACTIVATION>(channels.z(v, value[k][v]));
+        value[k][v] = activation<ACTIVATION>(channels.z(v, value[k][v])) + addend[k][v];
       store(out + (p + k * rows.step) * C + c, value[k]);
     }
   }
@@ -359,7 +356,7 @@ __global__ void batch_norm_backward_sums_kernel(
   }
   add_rows(sums);
   write_share(shares, C, c, sums.dz, sums.product);
-  if (!is_last_block()) return;
+  if (!is_last_of_group()) return;
 
   sums = {};
   for (int first = threadIdx.y; first < gridDim.x && has_channels; first += 4 * blockDim.y) {
@@ -450,11 +447,12 @@ __global__ void batch_norm_inv_std_naive_kernel(const REAL* running_var, REAL* i
 template <int ACTIVATION>
 __global__ void batch_norm_forward_naive_kernel(
     const STORE* x, const REAL* mean, const REAL* inv_std, const REAL* weight, const REAL* bias,
-    STORE* out, int P, int C) {
+    const STORE* residual, STORE* out, int P, int C) {
   const int i = blockIdx.x * blockDim.x + threadIdx.x, c = i % C;
   if (i >= P * C) return;
   const REAL xhat = (REAL(x[i]) - mean[c]) * inv_std[c];
-  out[i] = STORE(activation<ACTIVATION>(xhat * weight[c] + bias[c]));
+  const REAL addend = residual ? REAL(residual[i]) : REAL(0);
+  out[i] = STORE(activation<ACTIVATION>(xhat * weight[c] + bias[c]) + addend);
 }
 
 template <int ACTIVATION>

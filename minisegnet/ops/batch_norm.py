@@ -38,10 +38,12 @@ class BatchNormCache(NamedTuple):
 
 
 def batch_norm_forward(x, weight, bias, running_mean, running_var, *, training, momentum=0.1,
-                       eps=1e-5, activation=None, running_out=None, implementation=None):
+                       eps=1e-5, activation=None, residual=None, running_out=None,
+                       implementation=None):
     """Normalise each channel of `x` (N, H, W, C); all others are (C,).
 
-    `activation` None, "relu", "relu6" or "hardswish" is applied to the result.
+    `activation` None, "relu", "relu6" or "hardswish" is applied to the result, and `residual`, an
+    array like x, added to it; the residual's gradient is dout itself.
 
     In training the batch's own statistics are used, and returned are
     `(out, cache, new_running_mean, new_running_var)` with
@@ -64,6 +66,11 @@ def batch_norm_forward(x, weight, bias, running_mean, running_var, *, training, 
     if activation not in ACTIVATIONS:
         raise ValueError(f"batch_norm has no activation {activation!r}; it has "
                          f"{', '.join(map(str, ACTIVATIONS))}")
+    if residual is not None:
+        if residual.shape != x.shape:
+            raise ValueError(f"batch_norm's residual is to have the shape of x, {x.shape}, not "
+                             f"{residual.shape}")
+        check_dtype("batch_norm", x, residual)
     n = x.shape[0] * x.shape[1] * x.shape[2]
     if training and n < 2:
         raise ValueError(f"batch_norm in training needs more than one value per channel, and got "
@@ -77,7 +84,7 @@ def batch_norm_forward(x, weight, bias, running_mean, running_var, *, training, 
                      numpy=batch_norm_forward_numpy, cuda=batch_norm_forward_cuda,
                      cuda_naive=batch_norm_forward_cuda_naive)
     out, mean, inv_std, *running = forward(x, weight, bias, running_mean, running_var, training,
-                                           momentum, eps, activation, running_out)
+                                           momentum, eps, activation, residual, running_out)
     return out, BatchNormCache(x, weight, bias, mean, inv_std, training, activation), *running
 
 
@@ -232,7 +239,7 @@ def _backward_numpy(dout, cache):
 
 
 def _forward(statistics, normalize, x, weight, bias, running_mean, running_var, training, momentum,
-             eps, activation, running_out):
+             eps, activation, residual, running_out):
     if training:
         n = x.shape[0] * x.shape[1] * x.shape[2]
         mean, var = statistics(x)
@@ -249,6 +256,8 @@ def _forward(statistics, normalize, x, weight, bias, running_mean, running_var, 
     out = normalize(x, mean, weight * inv_std, bias)
     if activation:
         out = ACTIVATIONS[activation][0](out)[0]
+    if residual is not None:
+        out += residual
     return out, mean, inv_std, *running_out
 
 
@@ -316,10 +325,11 @@ def _plan(P, C):
 
 
 def batch_norm_forward_cuda(x, weight, bias, running_mean, running_var, training, momentum, eps,
-                            activation, running_out):
+                            activation, residual, running_out):
     xp = get_array_module(x)
     x, weight, bias, mean, running_var = map(
         xp.ascontiguousarray, (x, weight, bias, running_mean, running_var))
+    residual = None if residual is None else xp.ascontiguousarray(residual)
     N, H, W, C = x.shape
     P = N * H * W
     plan = _plan(P, C)
@@ -338,7 +348,7 @@ def batch_norm_forward_cuda(x, weight, bias, running_mean, running_var, training
     KERNELS.launch(
         f"batch_norm_forward_kernel<{_KINDS[activation]}, {plan.vector}>", plan.write_grid,
         plan.block, x=x, mean=mean, running_var=running_var, inv_std=inv_std, weight=weight,
-        bias=bias, out=out, P=P, C=C, chunk=plan.chunk, eps=eps)
+        bias=bias, residual=residual, out=out, P=P, C=C, chunk=plan.chunk, eps=eps)
     return out, mean, inv_std, *running
 
 
@@ -365,10 +375,11 @@ def batch_norm_backward_cuda(dout, cache, dweight, dbias):
 
 
 def batch_norm_forward_cuda_naive(x, weight, bias, running_mean, running_var, training, momentum,
-                                  eps, activation, running_out):
+                                  eps, activation, residual, running_out):
     xp = get_array_module(x)
     x, weight, bias, mean, running_var = map(
         xp.ascontiguousarray, (x, weight, bias, running_mean, running_var))
+    residual = None if residual is None else xp.ascontiguousarray(residual)
     N, H, W, C = x.shape
     P = N * H * W
     out, inv_std = xp.empty(x.shape, x.dtype), xp.empty(C, weight.dtype)
@@ -387,7 +398,7 @@ def batch_norm_forward_cuda_naive(x, weight, bias, running_mean, running_var, tr
     KERNELS.launch(
         f"batch_norm_forward_naive_kernel<{_KINDS[activation]}>",
         (max(1, blocks(x.size, THREADS)),), (THREADS,), x=x, mean=mean, inv_std=inv_std,
-        weight=weight, bias=bias, out=out, P=P, C=C)
+        weight=weight, bias=bias, residual=residual, out=out, P=P, C=C)
     return out, mean, inv_std, *running
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from minisegnet.backend import get_array_module
 from minisegnet.cuda.launch import KernelFile
 from minisegnet.ops._checks import check_dtype, check_upstream, choose
-from minisegnet.ops.pooling import pixel_blocks, reduction_blocks, sum_shares
+from minisegnet.ops.pooling import pixel_blocks, sum_pixels
 
 
 class ChannelScaleCache(NamedTuple):
@@ -39,10 +39,34 @@ def channel_scale_forward(x, gate, *, implementation=None):
 
 def channel_scale_backward(dout, cache, *, implementation=None):
     """Return `(dx, dgate)` for `dout` (N, H, W, C): dgate (N, 1, 1, C) sums over the pixels."""
+    chosen = {"implementation": implementation}
+    return (channel_scale_backward_input(dout, cache, **chosen),
+            channel_scale_backward_gate(dout, cache, **chosen))
+
+
+def channel_scale_backward_gate(dout, cache, *, implementation=None):
+    """Return dgate (N, 1, 1, C), the sum of dout * x over the pixels."""
     check_upstream("channel_scale", dout, cache.x.shape)
-    backward = choose(implementation, dout, loops=channel_scale_backward_loops,
-                      numpy=channel_scale_backward_numpy, cuda=channel_scale_backward_cuda)
-    return backward(dout, cache)
+    backward = choose(implementation, dout, loops=channel_scale_backward_gate_loops,
+                      numpy=channel_scale_backward_gate_numpy,
+                      cuda=channel_scale_backward_gate_cuda)
+    return backward(dout, cache.x)
+
+
+def channel_scale_backward_input(dout, cache, *, dmean=None, implementation=None):
+    """Return dx = dout * gate (N, H, W, C).
+
+    Where the gate comes from the mean of x over the pixels, as in squeeze-and-excitation, that
+    mean's gradient `dmean` (N, 1, 1, C) may be given: dx of each pixel then has its share of it
+    too, dmean / (H * W).
+    """
+    check_upstream("channel_scale", dout, cache.x.shape)
+    if dmean is not None:
+        check_upstream("channel_scale (dmean)", dmean, cache.gate.shape)
+    backward = choose(implementation, dout, loops=channel_scale_backward_input_loops,
+                      numpy=channel_scale_backward_input_numpy,
+                      cuda=channel_scale_backward_input_cuda)
+    return backward(dout, cache.gate, dmean)
 
 
 # ---------------------------------------------------------------- the definition
@@ -55,28 +79,43 @@ def channel_scale_forward_loops(x, gate):
     return out
 
 
-def channel_scale_backward_loops(dout, cache):
-    x, gate = cache
-    dx, dgate = np.empty_like(x), np.zeros_like(gate)
+def channel_scale_backward_gate_loops(dout, x):
+    N, _, _, C = x.shape
+    dgate = np.zeros((N, 1, 1, C), x.dtype)
     for n, h, w, c in np.ndindex(x.shape):
-        dx[n, h, w, c] = dout[n, h, w, c] * gate[n, 0, 0, c]
         dgate[n, 0, 0, c] += dout[n, h, w, c] * x[n, h, w, c]
-    return dx, dgate
+    return dgate
+
+
+def channel_scale_backward_input_loops(dout, gate, dmean):
+    N, H, W, C = dout.shape
+    dx = np.empty_like(dout)
+    for n, h, w, c in np.ndindex(dout.shape):
+        dx[n, h, w, c] = dout[n, h, w, c] * gate[n, 0, 0, c]
+        if dmean is not None:
+            dx[n, h, w, c] += dmean[n, 0, 0, c] / (H * W)
+    return dx
 
 
 # ---------------------------------------------------------------- NumPy
 
 
-def channel_scale_backward_numpy(dout, cache):
-    x, gate = cache
-    return dout * gate, (dout * x).sum(axis=(1, 2), keepdims=True)
+def channel_scale_backward_gate_numpy(dout, x):
+    return (dout * x).sum(axis=(1, 2), keepdims=True)
+
+
+def channel_scale_backward_input_numpy(dout, gate, dmean):
+    dx = dout * gate
+    if dmean is not None:
+        dx += dmean / (dx.shape[1] * dx.shape[2])
+    return dx
 
 
 # ---------------------------------------------------------------- CUDA: channel_scale.cu
 
 KERNELS = KernelFile(__file__, templates={
     "channel_scale_forward_kernel": ("1", "4"),
-    "channel_scale_backward_kernel": ("1", "4"),
+    "channel_scale_backward_input_kernel": ("1", "4"),
 })
 
 
@@ -90,13 +129,16 @@ def channel_scale_forward_cuda(x, gate):
     return out
 
 
-def channel_scale_backward_cuda(dout, cache):
+def channel_scale_backward_gate_cuda(dout, x):
+    return sum_pixels(dout, times=x)
+
+
+def channel_scale_backward_input_cuda(dout, gate, dmean):
     xp = get_array_module(dout)
-    dout, x, gate = map(xp.ascontiguousarray, (dout, *cache))
-    dx, dgate = xp.empty(x.shape, x.dtype), xp.empty(gate.shape, gate.dtype)
-    vector, grid, block, shares, shared_bytes, sizes = reduction_blocks(x)
-    KERNELS.launch(f"channel_scale_backward_kernel<{vector}>", grid, block,
-                   shared_bytes=shared_bytes, dout=dout, x=x, gate=gate, dx=dx, dgate=dgate,
-                   shares=shares, **sizes)
-    sum_shares(shares, dgate)
-    return dx, dgate
+    dout, gate = xp.ascontiguousarray(dout), xp.ascontiguousarray(gate)
+    dmean = None if dmean is None else xp.ascontiguousarray(dmean)
+    dx = xp.empty(dout.shape, dout.dtype)
+    vector, grid, block, sizes = pixel_blocks(dout.shape)
+    KERNELS.launch(f"channel_scale_backward_input_kernel<{vector}>", grid, block, dout=dout,
+                   gate=gate, dmean=dmean, dx=dx, **sizes)
+    return dx

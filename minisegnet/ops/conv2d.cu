@@ -208,12 +208,6 @@ __global__ void conv2d_turn_kernel(const REAL* __restrict__ weight, STORE* __res
 }
 
 // The weights in the type of the activations: both factors of a product are of one type.
-__global__ void conv2d_cast_kernel(const REAL* __restrict__ weight, STORE* __restrict__ converted,
-                                   int size) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i < size) converted[i] = STORE(weight[i]);
-}
-
 template <int VECTOR>
 __global__ void conv2d_bias_kernel(STORE* __restrict__ out, const REAL* __restrict__ bias,
                                    int P, int OC) {

@@ -30,6 +30,7 @@ class Conv2dCache(NamedTuple):
     stride: int
     padding: int
     dilation: int
+    cast: np.ndarray | None = None  # the weight in x's dtype, where that is of 16 bits
 
 
 def conv2d_forward(x, weight, bias=None, *, stride=1, padding=0, dilation=1,
@@ -49,8 +50,10 @@ def conv2d_forward(x, weight, bias=None, *, stride=1, padding=0, dilation=1,
     check_dtype("conv2d", x, weight, *(() if bias is None else (bias,)))
     forward = choose(implementation, x, loops=conv2d_forward_loops, numpy=conv2d_forward_numpy,
                      cuda=conv2d_forward_cuda)
-    out = forward(x, weight, bias, stride, padding, dilation)
-    return out, Conv2dCache(x, weight, bias is not None, stride, padding, dilation)
+    cast = conv2d_cuda.cast_weight(x, weight)
+    given = {} if cast is None else {"cast": cast}
+    out = forward(x, weight, bias, stride, padding, dilation, **given)
+    return out, Conv2dCache(x, weight, bias is not None, stride, padding, dilation, cast)
 
 
 def conv2d_backward(dout, cache, *, input_gradient=True, dweight=None, dbias=None,
@@ -102,7 +105,7 @@ def conv2d_forward_loops(x, weight, bias, stride, padding, dilation):
 
 
 def conv2d_backward_loops(dout, cache, input_gradient, dweight, dbias):
-    x, weight, _, stride, padding, dilation = cache
+    x, weight, _, stride, padding, dilation, _ = cache
     N, H, W, C = x.shape
     KH, KW, _, OC = weight.shape
     dx = np.zeros_like(x)
@@ -154,7 +157,7 @@ def _convolve(x, weight, stride, padding, dilation):
 
 
 def conv2d_backward_numpy(dout, cache, input_gradient, dweight, dbias):
-    x, weight, _, stride, padding, dilation = cache
+    x, weight, _, stride, padding, dilation, _ = cache
     KH, KW, C, OC = weight.shape
     if dbias is not None:
         # dbias = sum of dout over every pixel
@@ -221,7 +224,7 @@ def _im2col(x, weight_shape, out_shape, stride, padding, dilation):
 
 
 def _im2col_backward(dout, cache, input_gradient, dweight):
-    x, weight, _, stride, padding, dilation = cache
+    x, weight, _, stride, padding, dilation, _ = cache
     KH, KW, C, OC = weight.shape
     N, OH, OW, _ = dout.shape
     dout_rows = dout.reshape(-1, OC)
@@ -242,24 +245,24 @@ def _im2col_backward(dout, cache, input_gradient, dweight):
 # conv2d_cuda.py launches its kernels.
 
 
-def conv2d_forward_cuda(x, weight, bias, stride, padding, dilation):
+def conv2d_forward_cuda(x, weight, bias, stride, padding, dilation, cast=None):
     xp = get_array_module(x)
     x, weight = xp.ascontiguousarray(x), xp.ascontiguousarray(weight)
     bias = None if bias is None else xp.ascontiguousarray(bias)
     out = xp.empty(_output_shape(x, weight, stride, padding, dilation), x.dtype)
     taps, window = conv2d_cuda.seen_taps(x, weight, out, stride, padding, dilation)
-    weight = weight[taps]
+    weight, cast = weight[taps], None if cast is None else cast[taps]
     if conv2d_cuda.is_direct(weight):
         conv2d_cuda.convolve_directly(x, weight, bias, out, window)
         return out
-    conv2d_cuda.convolve(x, weight, out, window)
+    conv2d_cuda.convolve(x, weight if cast is None else cast, out, window)
     if bias is not None:
         conv2d_cuda.add_bias(out, bias)
     return out
 
 
 def conv2d_backward_cuda(dout, cache, input_gradient, dweight, dbias):
-    x, weight, _, stride, padding, dilation = cache
+    x, weight, _, stride, padding, dilation, cast = cache
     xp = get_array_module(dout)
     dout, x, weight = map(xp.ascontiguousarray, (dout, x, weight))
     dx = xp.empty(x.shape, x.dtype) if input_gradient else None
@@ -267,6 +270,7 @@ def conv2d_backward_cuda(dout, cache, input_gradient, dweight, dbias):
         conv2d_cuda.add_bias_gradient(dout, dbias)
     taps, window = conv2d_cuda.seen_taps(x, weight, dout, stride, padding, dilation)
     weight, dweight = weight[taps], dweight[taps]
+    cast = None if cast is None else cast[taps]
     if conv2d_cuda.is_direct(weight):
         conv2d_cuda.add_weight_gradient_directly(dout, x, dweight, window)
         if input_gradient:
@@ -274,5 +278,5 @@ def conv2d_backward_cuda(dout, cache, input_gradient, dweight, dbias):
         return dx
     conv2d_cuda.add_weight_gradient(dout, x, dweight, window)
     if input_gradient:
-        conv2d_cuda.input_gradient(dout, weight, dx, window)
+        conv2d_cuda.input_gradient(dout, weight, dx, window, cast)
     return dx

@@ -17,6 +17,8 @@ from typing import NamedTuple
 from minisegnet.backend import get_array_module
 from minisegnet.cuda.gemm import gemm
 from minisegnet.cuda.launch import KernelFile, blocks
+from minisegnet.ops._checks import is_half
+from minisegnet.ops.elementwise import cast_cuda
 
 THREADS = 256  # of a block
 STRIP = 4  # outputs of one thread of the forward kernel
@@ -121,13 +123,15 @@ def add_weight_gradient(dout, x, dweight, window):
         gemm(cols, rows_of(dout)[pixels], rows_of(dweight), transpose_a=True, add=True)
 
 
-def input_gradient(dout, weight, dx, window):
-    """dx = the input gradient."""
+def input_gradient(dout, weight, dx, window, cast=None):
+    """dx = the input gradient; `cast` is the weight in the type of dout, where there is one."""
+    if window.stride == 1 and not is_pointwise(dx, weight, dout, window):
+        _input_gradient_by_turning(dout, weight, dx, window)
+        return
+    weight = in_dtype_of(dout, weight) if cast is None else cast
     if is_pointwise(dx, weight, dout, window):
         # dx = dout weight^T
-        gemm(rows_of(dout), rows_of(in_dtype_of(dout, weight)), rows_of(dx), transpose_b=True)
-    elif window.stride == 1:
-        _input_gradient_by_turning(dout, weight, dx, window)
+        gemm(rows_of(dout), rows_of(weight), rows_of(dx), transpose_b=True)
     else:
         _input_gradient_by_col2im(dout, weight, dx, window)
 
@@ -146,7 +150,6 @@ def _input_gradient_by_col2im(dout, weight, dx, window):
     N, H, W, C = dx.shape
     KH, KW = weight.shape[:2]
     OH, OW = dout.shape[1:3]
-    weight = in_dtype_of(dout, weight)
     # Whole images: a pixel gathers from neighbours above and below.
     pieces = chunks(N, OH * OW * KH * KW * C * dx.itemsize)
     memory = get_array_module(dx).empty((pieces[0].stop * OH * OW, KH * KW * C), dx.dtype)
@@ -200,12 +203,21 @@ def chunks(count, bytes_each, *, least=1):
 
 def in_dtype_of(x, weight):
     """Return `weight` as it is, or in the type of the activations where that is another."""
-    if weight.dtype == x.dtype:
-        return weight
-    converted = get_array_module(x).empty(weight.shape, x.dtype)
-    KERNELS.launch("conv2d_cast_kernel", (blocks(weight.size, THREADS),), (THREADS,),
-                   weight=weight, converted=converted, size=weight.size)
-    return converted
+    return weight if weight.dtype == x.dtype else cast_cuda(weight, x.dtype)
+
+
+def cast_weight(x, weight):
+    """Return the weight in x's type, for the forward's products and the backward's.
+
+    None where the weight itself serves: where the types are one, and for the kernels that follow
+    the definition. Raises TypeError for a weight of 16 bits.
+    """
+    if is_half(weight):
+        raise TypeError(f"a weight is float32 also where x is {x.dtype}, not {weight.dtype}: its "
+                        f"updates would be lost in rounding")
+    if not is_half(x) or is_direct(weight):
+        return None
+    return cast_cuda(weight, x.dtype)
 
 
 # ---------------------------------------------------------------- bias

@@ -33,6 +33,7 @@ class ConvTranspose2dCache(NamedTuple):
     has_bias: bool
     stride: int
     padding: int
+    cast: np.ndarray | None = None  # the weight in x's dtype, where that is of 16 bits
 
 
 def conv_transpose2d_forward(x, weight, bias=None, *, stride=1, padding=0,
@@ -57,8 +58,10 @@ def conv_transpose2d_forward(x, weight, bias=None, *, stride=1, padding=0,
                          f"and a kernel {weight.shape[:2]}; use less padding")
     forward = choose(implementation, x, loops=conv_transpose2d_forward_loops,
                      numpy=conv_transpose2d_forward_numpy, cuda=conv_transpose2d_forward_cuda)
-    out = forward(x, weight, bias, stride, padding)
-    return out, ConvTranspose2dCache(x, weight, bias is not None, stride, padding)
+    cast = conv2d_cuda.cast_weight(x, weight)
+    given = {} if cast is None else {"cast": cast}
+    out = forward(x, weight, bias, stride, padding, **given)
+    return out, ConvTranspose2dCache(x, weight, bias is not None, stride, padding, cast)
 
 
 def conv_transpose2d_backward(dout, cache, *, dweight=None, dbias=None, implementation=None):
@@ -105,7 +108,7 @@ def conv_transpose2d_forward_loops(x, weight, bias, stride, padding):
 
 
 def conv_transpose2d_backward_loops(dout, cache, dweight, dbias):
-    x, weight, _, stride, padding = cache
+    x, weight, _, stride, padding, _ = cache
     KH, KW, OC, C = weight.shape
     if dbias is not None:
         for n, oh, ow, o in np.ndindex(dout.shape):
@@ -160,7 +163,7 @@ def _spread(x, weight, stride, padding):
 
 
 def conv_transpose2d_backward_numpy(dout, cache, dweight, dbias):
-    x, weight, _, stride, padding = cache
+    x, weight, _, stride, padding, _ = cache
     KH, KW, OC, C = weight.shape
     N, H, W, _ = x.shape
     if dbias is not None:
@@ -187,16 +190,17 @@ THREADS = 256  # of a block
 KERNELS = KernelFile(__file__, templates={"conv_transpose2d_forward_kernel": ("1", "4")})
 
 
-def conv_transpose2d_forward_cuda(x, weight, bias, stride, padding):
+def conv_transpose2d_forward_cuda(x, weight, bias, stride, padding, cast=None):
     xp = get_array_module(x)
     x, weight = xp.ascontiguousarray(x), xp.ascontiguousarray(weight)
     bias = None if bias is None else xp.ascontiguousarray(bias)
     out = xp.empty(_output_shape(x, weight, stride, padding), x.dtype)
     if _is_disjoint(weight, stride, padding):
-        _spread_side_by_side(x, weight, bias, out)
+        _spread_side_by_side(x, weight if cast is None else cast, bias, out)
         return out
     # out = the input gradient of the convolution from out to x
-    conv2d_cuda.input_gradient(x, weight, out, conv2d_cuda.Window(stride, 1, padding, padding))
+    conv2d_cuda.input_gradient(x, weight, out, conv2d_cuda.Window(stride, 1, padding, padding),
+                               cast)
     if bias is not None:
         conv2d_cuda.add_bias(out, bias)
     return out
@@ -221,14 +225,15 @@ def _spread_side_by_side(x, weight, bias, out):
 
 
 def conv_transpose2d_backward_cuda(dout, cache, dweight, dbias):
-    x, weight, _, stride, padding = cache
+    x, weight, _, stride, padding, cast = cache
     xp = get_array_module(dout)
     dout, x, weight = map(xp.ascontiguousarray, (dout, x, weight))
     if dbias is not None:
         conv2d_cuda.add_bias_gradient(dout, dbias)
     dx = xp.empty(x.shape, x.dtype)
     weight_rows, dweight_rows, x_rows, dx_rows = map(
-        conv2d_cuda.rows_of, (conv2d_cuda.in_dtype_of(dout, weight), dweight, x, dx))
+        conv2d_cuda.rows_of,
+        (conv2d_cuda.in_dtype_of(dout, weight) if cast is None else cast, dweight, x, dx))
     window = conv2d_cuda.Window(stride, 1, padding, padding)
     # The windows of dout are columns to a convolution: gathered once, multiplied twice.
     for pixels, windows in conv2d_cuda.columns(dout, weight, x, window):

@@ -1,4 +1,4 @@
-// Sums and copies of whole maps, the twin of elementwise.py.
+// Sums, copies and casts of whole maps, the twin of elementwise.py.
 //
 // A thread owns VECTOR neighbouring elements, which it reads and writes in one go; what is left of
 // the last ones, and arrays that do not start at a multiple of 16 bytes, it takes one by one. Every
@@ -7,8 +7,9 @@
 
 constexpr int VECTOR = 4;
 
-__device__ __forceinline__ bool is_aligned(const STORE* from) {
-  return reinterpret_cast<unsigned long long>(from) % sizeof(Pack<STORE, VECTOR>) == 0;
+template <class T>
+__device__ __forceinline__ bool is_aligned(const T* from) {
+  return reinterpret_cast<unsigned long long>(from) % sizeof(Pack<T, VECTOR>) == 0;
 }
 
 __global__ void add_kernel(const STORE* __restrict__ a, const STORE* __restrict__ b,
@@ -48,5 +49,16 @@ __global__ void copy_kernel(const STORE* __restrict__ a, STORE* __restrict__ out
     store(out + i, value);
   } else {
     for (long long k = i; k < size && k < i + VECTOR; k++) out[k] = a[k];
+  }
+}
+
+// Rounds to the type of activations. A parameter starts anywhere: then its elements go one by one.
+__global__ void cast_kernel(const REAL* __restrict__ a, STORE* __restrict__ out, int size) {
+  const long long i = (blockIdx.x * (long long)blockDim.x + threadIdx.x) * VECTOR;
+  if (i + VECTOR <= size && is_aligned(a)) {
+    const auto value = *reinterpret_cast<const Pack<REAL, VECTOR>*>(a + i);
+    store(out + i, value.at);
+  } else {
+    for (long long k = i; k < size && k < i + VECTOR; k++) out[k] = STORE(a[k]);
   }
 }

@@ -1,8 +1,13 @@
-"""Sums and copies of whole maps: what a fan-out, where one map has several readers, comes to."""
+"""Sums and copies of whole maps: what a fan-out, where one map has several readers, comes to.
+
+And casts: where mixed precision begins.
+"""
+
+import numpy as np
 
 from minisegnet.backend import get_array_module
 from minisegnet.cuda.launch import KernelFile, blocks
-from minisegnet.ops._checks import check_dtype, choose
+from minisegnet.ops._checks import HALF, check_dtype, choose
 
 
 def add(a, b, *, implementation=None):
@@ -31,6 +36,20 @@ def copy(a, *, implementation=None):
     """Return a contiguous array of the same numbers. Raises TypeError unless they are floats."""
     check_dtype("copy", a)
     return choose(implementation, a, numpy=lambda a: a.copy(), cuda=copy_cuda)(a)
+
+
+def cast(a, dtype, *, implementation=None):
+    """Return the float32 array `a` rounded to the 16-bit type `dtype`, float16 or bfloat16.
+
+    To nearest, ties to even; beyond 65504 float16 has nothing but infinity. An array that is of
+    `dtype` already is returned as it is. Raises TypeError for other dtypes.
+    """
+    if a.dtype == dtype:
+        return a
+    if a.dtype != np.float32 or str(np.dtype(dtype)) not in HALF:
+        raise TypeError(f"cast makes 16 bits of float32, not {np.dtype(dtype)} of {a.dtype}")
+    return choose(implementation, a, numpy=lambda a, dtype: a.astype(dtype), cuda=cast_cuda)(
+        a, dtype)
 
 
 def _check(op, a, b):
@@ -71,6 +90,14 @@ def copy_cuda(a):
     a = xp.ascontiguousarray(a)
     out = xp.empty(a.shape, a.dtype)
     _launch("copy_kernel", a.size, a=a, out=out)
+    return out
+
+
+def cast_cuda(a, dtype):
+    xp = get_array_module(a)
+    a = xp.ascontiguousarray(a)
+    out = xp.empty(a.shape, dtype)
+    _launch("cast_kernel", a.size, a=a, out=out)
     return out
 
 

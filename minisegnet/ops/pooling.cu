@@ -4,10 +4,9 @@
 // atomics, so that the bits are the same each time.
 //
 //   sum_pixels      x (N, P pixels, C) is cut into chunks of pixels. A thread adds up every row-th
-//                   pixel of its chunk in registers, the rows of a block are added in order, and
-//                   the block leaves its share, or the result where there is one chunk. x is read
-//                   once.
-//   sum_shares      the shares of all chunks, in order.
+//                   pixel of its chunk in registers, and the rows of a block are added in order.
+//                   Where an image has several chunks, the last of its blocks to finish adds up
+//                   the shares of all. x is read once, and `factor` where x is multiplied by it.
 //   repeat_pixels   the opposite: a thread writes its channels to every row-th pixel of a chunk.
 //   max_pool2d      forward: a thread makes one output; neighbouring windows overlap in the L1
 //                   cache. backward: a thread makes dx of one pixel: it looks at the windows that
@@ -15,24 +14,16 @@
 //
 // Average pooling is sum_pixels forward and repeat_pixels backward; divisor is then P.
 #include "common.h"
+#include "last_block.h"
 
-template <int VECTOR>
-__global__ void sum_pixels_kernel(const STORE* __restrict__ x, STORE* __restrict__ out,
-                                  REAL* __restrict__ shares,  // (N, count, C); none if count is 1
-                                  int P, int C, int count, int chunk, REAL divisor) {
-  DYNAMIC_SHARED(REAL, rows);  // (blockDim.y, blockDim.x * VECTOR)
-  const int n = blockIdx.x / count, first = blockIdx.x % count * chunk;
-  const int c = (blockIdx.y * blockDim.x + threadIdx.x) * VECTOR;
-  const int end = c < C ? min(first + chunk, P) : 0;  // beyond the channels: only the barriers
-  REAL sum[VECTOR] = {};
-#pragma unroll 4
-  for (int p = first + threadIdx.y; p < end; p += blockDim.y) {
-    REAL value[VECTOR];
-    load(x + (n * P + p) * C + c, value);
-#pragma unroll
-    for (int v = 0; v < VECTOR; v++) sum[v] += value[v];
-  }
+constexpr int MAX_SUMS = 512;  // images times groups of channels, where each has several blocks
 
+// How many blocks of each sum have finished.
+__device__ unsigned finished[MAX_SUMS];
+
+// Add up over the rows of threads: `use(channel, total)` is called once for each of the channels.
+template <int VECTOR, class F>
+__device__ __forceinline__ void add_rows(const REAL (&sum)[VECTOR], REAL* rows, int C, F&& use) {
   const int width = blockDim.x * VECTOR;
 #pragma unroll
   for (int v = 0; v < VECTOR; v++) rows[threadIdx.y * width + threadIdx.x * VECTOR + v] = sum[v];
@@ -42,20 +33,44 @@ __global__ void sum_pixels_kernel(const STORE* __restrict__ x, STORE* __restrict
     if (channel >= C) continue;
     REAL total = 0;
     for (int row = 0; row < blockDim.y; row++) total += rows[row * width + i];
-    if (count == 1) out[n * C + channel] = STORE(total / divisor);
-    else shares[blockIdx.x * C + channel] = total;
+    use(channel, total);
   }
 }
 
-__global__ void sum_shares_kernel(const REAL* __restrict__ shares, STORE* __restrict__ out,
-                                  int N, int C, int count, REAL divisor) {
-  const int i = blockIdx.x * blockDim.x + threadIdx.x;
-  if (i >= N * C) return;
-  const int c = i % C, n = i / C;
-  REAL sum = 0;
-#pragma unroll 8
-  for (int k = 0; k < count; k++) sum += shares[(n * count + k) * C + c];
-  out[i] = STORE(sum / divisor);
+template <int VECTOR, bool MULTIPLIES>
+__global__ void sum_pixels_kernel(const STORE* __restrict__ x,
+                                  const STORE* __restrict__ factor,  // as x; null if not MULTIPLIES
+                                  STORE* __restrict__ out,
+                                  REAL* shares,  // (N, count, C); null if count is 1
+                                  int P, int C, int count, int chunk, REAL divisor) {
+  DYNAMIC_SHARED(REAL, rows);  // (blockDim.y, blockDim.x * VECTOR)
+  const int n = blockIdx.x / count, first = blockIdx.x % count * chunk;
+  const int c = (blockIdx.y * blockDim.x + threadIdx.x) * VECTOR;
+  const int end = c < C ? min(first + chunk, P) : 0;  // beyond the channels: only the barriers
+  REAL sum[VECTOR] = {};
+#pragma unroll 4
+  for (int p = first + threadIdx.y; p < end; p += blockDim.y) {
+    REAL value[VECTOR], other[VECTOR];
+    load(x + (n * P + p) * C + c, value);
+    if (MULTIPLIES) load(factor + (n * P + p) * C + c, other);
+#pragma unroll
+    for (int v = 0; v < VECTOR; v++) sum[v] += MULTIPLIES ? value[v] * other[v] : value[v];
+  }
+  add_rows(sum, rows, C, [&](int channel, REAL total) {
+    if (count == 1) out[n * C + channel] = STORE(total / divisor);
+    else shares[blockIdx.x * C + channel] = total;
+  });
+  if (count == 1 || !is_last_block(&finished[n * gridDim.y + blockIdx.y], count)) return;
+
+#pragma unroll
+  for (int v = 0; v < VECTOR; v++) sum[v] = 0;
+#pragma unroll 4
+  for (int k = threadIdx.y; k < (c < C ? count : 0); k += blockDim.y)
+#pragma unroll
+    for (int v = 0; v < VECTOR; v++) sum[v] += shares[(n * count + k) * C + c + v];
+  add_rows(sum, rows, C, [&](int channel, REAL total) {
+    out[n * C + channel] = STORE(total / divisor);
+  });
 }
 
 template <int VECTOR, bool ADDS>

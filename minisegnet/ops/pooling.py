@@ -180,10 +180,11 @@ def max_pool2d_backward_numpy(dout, cache):
 THREADS = 256  # of a block
 SWEEP = 4  # pixels of one thread of a kernel that sums nothing: as many loads are on their way
 # A block that sums: enough pixels to be worth its start, enough blocks to fill a large GPU.
+# Half of REDUCTION_BLOCKS is MAX_SUMS of pooling.cu.
 PIXELS_PER_THREAD, REDUCTION_BLOCKS, ENOUGH_BLOCKS = 8, 1024, 128
 
 KERNELS = KernelFile(__file__, templates={
-    "sum_pixels_kernel": ("1", "4"),
+    "sum_pixels_kernel": ("1, false", "4, false", "1, true", "4, true"),
     "repeat_pixels_kernel": ("1, false", "4, false", "1, true", "4, true"),
     "max_pool2d_forward_kernel": ("1", "4"),
     "max_pool2d_backward_kernel": ("1", "4"),
@@ -191,7 +192,7 @@ KERNELS = KernelFile(__file__, templates={
 
 
 def global_average_pool_forward_cuda(x):
-    return _sum_pixels(x, x.shape[1] * x.shape[2])
+    return sum_pixels(x, divisor=x.shape[1] * x.shape[2])
 
 
 def global_average_pool_backward_cuda(dout, x_shape, add_to):
@@ -206,19 +207,30 @@ def repeat_pixels_forward_cuda(x, shape):
 
 
 def repeat_pixels_backward_cuda(dout):
-    return _sum_pixels(dout, 1)
+    return sum_pixels(dout)
 
 
-def _sum_pixels(x, divisor):
-    """Return the sums of x (N, H, W, C) over its pixels, divided: (N, 1, 1, C)."""
+def sum_pixels(x, *, times=None, divisor=1):
+    """Return the sums of x (N, H, W, C) over its pixels, divided: (N, 1, 1, C).
+
+    With `times`, an array like x, they are the sums of the products.
+    """
     xp = get_array_module(x)
     x = xp.ascontiguousarray(x)
-    N, _, _, C = x.shape
+    times = None if times is None else xp.ascontiguousarray(times)
+    N, H, W, C = x.shape
     out = xp.empty((N, 1, 1, C), x.dtype)
-    vector, grid, block, shares, shared_bytes, sizes = reduction_blocks(x)
-    KERNELS.launch(f"sum_pixels_kernel<{vector}>", grid, block, shared_bytes=shared_bytes, x=x,
-                   out=out, shares=shares, divisor=divisor, **sizes)
-    sum_shares(shares, out, divisor)
+    vector, columns, rows = _block_of(C)
+    rest = N * blocks(C, columns * vector)  # blocks at one chunk per image
+    count = min(blocks(H * W, rows * PIXELS_PER_THREAD), max(1, REDUCTION_BLOCKS // rest))
+    if rest >= ENOUGH_BLOCKS and H * W <= REDUCTION_BLOCKS:
+        count = 1
+    vector, grid, block, sizes = pixel_blocks(x.shape, count)
+    real = real_dtype(x)
+    shares = xp.empty((N, sizes["count"], C), real) if sizes["count"] > 1 else None
+    KERNELS.launch(f"sum_pixels_kernel<{vector}, {str(times is not None).lower()}>", grid, block,
+                   shared_bytes=THREADS * vector * real.itemsize, x=x, factor=times, out=out,
+                   shares=shares, divisor=divisor, **sizes)
     return out
 
 
@@ -245,32 +257,6 @@ def pixel_blocks(shape, count=None):
     count = blocks(P, chunk)
     grid = (N * count, blocks(C, columns * vector))
     return vector, grid, (columns, rows), dict(P=P, C=C, count=count, chunk=chunk)
-
-
-def reduction_blocks(x):
-    """Return (vector, grid, block, shares, shared_bytes, sizes) of a kernel that sums over pixels.
-
-    `shares` (N, count, C) is where the blocks leave their sums for `sum_shares`, None where there
-    is one block for all pixels of a channel, which leaves the result itself.
-    """
-    N, H, W, C = x.shape
-    vector, columns, rows = _block_of(C)
-    rest = N * blocks(C, columns * vector)  # blocks at one chunk per image
-    count = min(blocks(H * W, rows * PIXELS_PER_THREAD), max(1, REDUCTION_BLOCKS // rest))
-    if rest >= ENOUGH_BLOCKS and H * W <= REDUCTION_BLOCKS:
-        count = 1
-    vector, grid, block, sizes = pixel_blocks(x.shape, count)
-    count = sizes["count"]
-    shares = get_array_module(x).empty((N, count, C), real_dtype(x)) if count > 1 else None
-    return vector, grid, block, shares, THREADS * vector * real_dtype(x).itemsize, sizes
-
-
-def sum_shares(shares, out, divisor=1):
-    """Sum shares (N, count, C) to `out` (N, 1, 1, C) and divide; None: it is there already."""
-    if shares is not None:
-        N, count, C = shares.shape
-        KERNELS.launch("sum_shares_kernel", (blocks(N * C, THREADS),), (THREADS,), shares=shares,
-                       out=out, N=N, C=C, count=count, divisor=divisor)
 
 
 def real_dtype(x):

@@ -13,7 +13,7 @@ import numpy as np
 
 from minisegnet.backend import get_array_module
 from minisegnet.cuda.launch import KernelFile, blocks
-from minisegnet.ops._checks import choose
+from minisegnet.ops._checks import check_dtype, choose
 from minisegnet.parallel import BLOCK_BYTES, parallel_map
 
 
@@ -84,8 +84,7 @@ def upsample_bilinear_forward(x, size, *, implementation=None):
     """
     if x.ndim != 4 or 0 in x.shape:
         raise ValueError(f"x has shape {x.shape}; expected (N, H, W, C), none of them 0")
-    if x.dtype not in (np.float32, np.float64):
-        raise TypeError(f"x is {x.dtype}; expected float32 or float64")
+    check_dtype("upsample_bilinear", x)
     out_size = tuple(int(length) for length in size)
     if len(out_size) != 2 or min(out_size) < 1:
         raise ValueError(f"size is {size}; expected (height, width), both at least 1")

@@ -99,6 +99,29 @@ def _optimizer(settings, model):
                 weight_decay=settings.weight_decay)
 
 
+def activation_dtype(amp, xp):
+    """Return the 16-bit dtype that --amp stores activations in on the device of `xp`, or None.
+
+    Raises UserError where it cannot be had.
+    """
+    if amp == "off":
+        return None
+    if xp is np:
+        raise UserError(f"--amp {amp} needs a GPU, and this computes on the CPU; use --amp off")
+    if amp == "fp16":
+        return np.dtype(np.float16)
+    # Capability 8.0 is Ampere; older GPUs multiply no matrices of bfloat16.
+    if hasattr(xp, "cuda") and int(xp.cuda.Device().compute_capability) < 80:
+        raise UserError("--amp bf16 needs a GPU of NVIDIA's generation Ampere or newer; use --amp "
+                        "fp16")
+    try:
+        import ml_dtypes  # NumPy has no bfloat16 of its own
+    except ModuleNotFoundError:
+        raise UserError("--amp bf16 needs the package ml_dtypes: pip install ml_dtypes; or use "
+                        "--amp fp16") from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
 def build_criterion(settings, loss, weights, frequency):
     """Return `loss` with the options of the flags; a focal alpha scales the class weights.
 

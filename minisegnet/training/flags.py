@@ -67,7 +67,8 @@ def build_parser():
                         help="settings from a file; the command line wins")
     parser.add_argument("--resume", metavar="RUN_FOLDER",
                         help="go on with an interrupted run, to the same end (of the other flags, "
-                             "only --data, --num-workers, --epochs, --debug and --ledger)")
+                             "only --data, --num-workers, --epochs, --device, --amp, --debug and "
+                             "--ledger)")
     parser.add_argument("--dry-run", action="store_true",
                         help="say what would be trained and the memory it needs, and stop")
     _add_data(parser.add_argument_group("data"))
@@ -182,6 +183,9 @@ def _add_training(group):
              "switch of stage, loss or size on; 0: never")
     add("--seed", type=non_negative_int, default=0, help="of weights, order and augmentation")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="where to compute")
+    add("--amp", choices=("off", "bf16", "fp16"), default="off",
+        help="mixed precision, on a GPU: activations of 16 bits, weights and their updates in "
+             "float32; for large models and batches")
 
 
 def _add_schedule(group):

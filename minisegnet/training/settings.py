@@ -12,8 +12,9 @@ from minisegnet.errors import UserError
 from minisegnet.training.flags import LOWER_IS_BETTER, build_parser
 
 DEFAULT_LR = {"mini": 5e-2}  # a hundred thousand weights bear larger steps than millions
-# What a resumed run may be told anew: none of it changes the numbers, but for --epochs.
-RESUMABLE = ("resume", "data", "num_workers", "epochs", "device", "debug", "ledger")
+# What a resumed run may be told anew: none of it changes the numbers, but for --epochs; --device
+# and --amp change how they are rounded.
+RESUMABLE = ("resume", "data", "num_workers", "epochs", "device", "amp", "debug", "ledger")
 
 
 def parse_settings(argv=None):
@@ -133,6 +134,9 @@ def _refuse_contradictions(settings):
 def _contradictions(s):
     """Yield (whether it is wrong, what to say) of settings `s`."""
     is_unet = s.model.startswith("unet")
+    yield (s.amp != "off" and s.device == "cpu",
+           f"--amp {s.amp} is for a GPU, and NumPy computes in float32; use --amp off, or "
+           f"--device cuda where there is one")
     yield (s.batch_size < 2 and not is_unet,
            "--batch-size 1: the image pooling of these models has one value per image and "
            "channel, so its batch norm needs a batch of at least 2 (or --model unet_small)")

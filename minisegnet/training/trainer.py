@@ -22,6 +22,7 @@ from minisegnet.optim import clip_grad_norm
 from minisegnet.training.checkpoint import load_weights, save_checkpoint
 from minisegnet.training.evaluation import evaluate
 from minisegnet.training.flags import LOWER_IS_BETTER
+from minisegnet.training.loss_scale import check_statistics
 from minisegnet.training.nonfinite import first_non_finite
 from minisegnet.training.run_folder import append_json_line, json_ready, restore_log
 
@@ -112,9 +113,10 @@ class Trainer:
         if self.interrupted:
             self._save_last()
             return False
-        steps = self.totals.pop("steps")
-        record = {"epoch": epoch, **{name: total / steps for name, total in self.totals.items()},
-                  "lr": self.optimizer.lr, "loss": phase.criterion.name}
+        if self._loss_scale is not None:
+            self._loss_scale.check_epoch(self.totals, self.step)
+        record = {"epoch": epoch, **self._means(), "lr": self.optimizer.lr,
+                  "loss": phase.criterion.name}
         if phase.train_loader.sampler is not None:
             record["sampler"] = phase.train_loader.sampler_report(epoch)
         if self.debug is not None:
@@ -126,6 +128,22 @@ class Trainer:
         self._report(record)
         self._keep(record, phase)
         return True
+
+    def _means(self):
+        """Return what the epoch's steps say on average, and how the loss scale fared."""
+        totals = dict(self.totals)
+        steps, skipped = totals.pop("steps"), totals.pop("skipped_steps", 0)
+        # The norm of a gradient that overflowed is no number: the sum is that of the others.
+        done = {"gradient_norm": max(1, steps - skipped)}
+        means = {name: total / done.get(name, steps) for name, total in totals.items()}
+        if self._loss_scale is None:
+            return means
+        return {**means, "skipped_steps": skipped, "loss_scale": self._loss_scale.value}
+
+    @property
+    def _loss_scale(self):
+        """The LossScale of float16, or None."""
+        return getattr(self.device_step, "loss_scale", None)
 
     def _start_stage(self):
         """Forget what optimizer and plateau know of the stage before."""
@@ -194,14 +212,22 @@ class Trainer:
         if steps == 0:
             return
         sums = self.device_step.read()
-        skipped = sums.pop("skipped")
-        if skipped or not math.isfinite(sums["train_loss"]):
+        skipped, scale = sums.pop("skipped"), self._loss_scale
+        if not math.isfinite(sums["train_loss"]) or skipped and scale is None:
             what = "loss" if not math.isfinite(sums["train_loss"]) else "gradient"
+            bf16 = "" if scale is None else "use --amp bf16, since float16 ends at 65504, "
+            off = "" if self.device_step.dtype is None else " --amp off"
             raise UserError(f"the {what} was not finite within the {steps} steps before step "
-                            f"{self.step}; lower --lr, use --clip-norm 1, or another --optimizer; "
-                            f"--device cpu --debug names the tensor where it begins")
+                            f"{self.step}; {bf16}lower --lr, use --clip-norm 1, or another "
+                            f"--optimizer; --device cpu --debug{off} names the tensor where it "
+                            f"begins")
+        if scale is not None:
+            if skipped:
+                check_statistics(self.model)
+            scale.check(self.step)
+            sums["skipped_steps"] = skipped
         for name, total in sums.items():
-            self.totals[name] = self.totals.get(name, 0.0) + total
+            self.totals[name] = self.totals.get(name, 0) + total
 
     def _stop(self, what, value, batches, criterion, whole):
         """Raise UserError for a loss or gradient that is not finite, naming where it began."""
@@ -279,7 +305,11 @@ class Trainer:
                      f"  active {record['active_classes']}/{len(self.class_names)}"
                      f"  >{GOOD_IOU:.2f} {100 * record['share_above_0.30']:.0f}%"
                      f"  acc {record['pixel_accuracy']:.4f}")
-        tqdm.write(line + f"  lr {record['lr']:.2e}  {record['seconds']:.1f} s")
+        line += f"  lr {record['lr']:.2e}  {record['seconds']:.1f} s"
+        if record.get("skipped_steps"):
+            line += (f"  skipped {record['skipped_steps']} steps, loss scale "
+                     f"{record['loss_scale']:g}")
+        tqdm.write(line)
         if "val_loss" in record and self._sits_on is not None:
             tqdm.write(f"    indistinguishable from {self._sits_on.name}, which knows nothing of "
                        f"the pictures (mIoU {self._sits_on.mean_iou:.4f})")
@@ -330,6 +360,7 @@ class Trainer:
             "stopped_early": self.stopped_early,
             "generators": [rng.bit_generator.state for rng in self._generators()],
             "device_generators": [rng.state for rng in self._device_generators()],
+            "loss_scale": self._loss_scale.state_dict() if self._loss_scale else None,
             "plateau": self.plateau.state_dict() if self.plateau else None,
             "early_stopping": self.early_stopping.state_dict() if self.early_stopping else None,
         }
@@ -369,8 +400,12 @@ class Trainer:
             for rng, saved in zip(self._generators(), progress["generators"], strict=True):
                 rng.bit_generator.state = saved
             # A run that was on the CPU has none, and goes on with numbers of the device's own.
-            for rng, saved in zip(self._device_generators(), progress.get("device_generators", ())):
+            device_states = progress.get("device_generators", ())
+            for rng, saved in zip(self._device_generators(), device_states):
                 rng.set_state(saved)
+            # Likewise a run that was not in float16.
+            if self._loss_scale is not None and progress.get("loss_scale") is not None:
+                self._loss_scale.load_state_dict(progress["loss_scale"])
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(f"{checkpoint.path} does not fit the settings of its run "
                             f"({error}); was config.toml changed?") from error

@@ -12,6 +12,7 @@ from collections import Counter
 
 from minisegnet.backend import select_device
 from minisegnet.cli import ArgumentParser
+from minisegnet.cuda import gemm
 from minisegnet.errors import run_command
 from minisegnet.verify import cases_layers, cases_losses, cases_ops, cases_values
 from minisegnet.verify.case import FINITE_DIFFERENCE_LIMIT, REFERENCE_LIMIT, run_case
@@ -62,7 +63,7 @@ def _choose_cases(arguments, oracle):
                 [module.cases() for module in (cases_ops, cases_layers, cases_losses,
                                                cases_values)])
     if arguments.device == "cuda":
-        xp, torch_device = select_device("cuda"), "cuda"
+        xp, torch_device = select_device("cuda"), _without_tf32(oracle)
     else:
         from minisegnet.cuda import emulated_device as xp
         torch_device = "cpu"
@@ -73,6 +74,17 @@ def _choose_cases(arguments, oracle):
 
     return run, [module.cases(on_device=True) for module in (cases_ops, cases_layers,
                                                              cases_losses)]
+
+
+def _without_tf32(oracle):
+    """Have products computed in full float32, as the limits are; return where torch computes."""
+    gemm.allow_tf32 = False
+    if oracle is None:
+        return "cpu"
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _print_line(cells):
@@ -110,8 +122,8 @@ def _summarise(rows, oracle):
           f"(limit {FINITE_DIFFERENCE_LIMIT:.0e}), against the reference "
           f"{_worst(exact, 'reference_error')} (limit {REFERENCE_LIMIT:.0e})")
     if rounded:
-        print(f"in float32, against the reference in float64, {_worst(rounded, 'reference_error')} "
-              f"(limit {FLOAT32_LIMIT:.0e}, or {FLOAT32_RATIO:g} x what torch's float32 is off)")
+        print("in float32, against the reference in float64, "
+              f"{_worst(rounded, 'reference_error')} (limit {FLOAT32_LIMIT:.0e}, or {FLOAT32_RATIO:g} x what torch's float32 is off)")
     if oracle is None:
         print("not compared with torch; for that: pip install 'minisegnet[torch]'")
     return 1 if verdicts["OVER"] else 0

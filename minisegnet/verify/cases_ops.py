@@ -54,6 +54,8 @@ def cases(on_device=False):
     add("batch_norm", norm, BOTH, training=True, **running)
     add("batch_norm", norm, BOTH, training=True, momentum=0.01, eps=1e-3, **running)
     add("batch_norm", norm, BOTH, training=False, **running)
+    add("batch_norm", norm, BOTH, training=True, residual=draw(x.shape), note="a residual",
+        **running)
 
     spread = {"x": 4 * x}  # reaches beyond every kink: -3, 0, 3 and 6
     kinks = {"x": np.array([-4.0, -3.0, -1.0, 0.0, 1.0, 3.0, 4.0, 6.0, 7.0])}
@@ -65,6 +67,9 @@ def cases(on_device=False):
     add("global_average_pool", {"x": x})
     add("repeat_pixels", {"x": draw((2, 1, 1, C))}, size=(3, 4))
     add("channel_scale", {"x": x, "gate": draw((N, 1, 1, C))}, BOTH)
+    add("squeeze_excite_gate", {
+        "pooled": draw((N, 1, 1, 4)), "weight1": draw((1, 1, 4, 3)), "bias1": draw(3),
+        "weight2": draw((1, 1, 3, 4)), "bias2": draw(4)}, BOTH)
     add("max_pool2d", {"x": x}, BOTH, kernel_size=2)
     add("max_pool2d", {"x": x}, BOTH, kernel_size=3, stride=2, padding=1)
     add("upsample_bilinear", {"x": x}, BOTH, size=(20, 16))

@@ -16,8 +16,8 @@ import torch.nn.functional as F
 def gradients(function, inputs, constants, upstream, device="cpu"):
     """Return `function(**inputs, **constants)`'s outputs, and the gradient of each input.
 
-    NumPy in, NumPy out; torch computes on its `device`. Where the function returns a tuple, its first output is differentiated:
-    the gradients are those of `sum(upstream * output)`.
+    NumPy in, NumPy out; torch computes on its `device`. Where the function returns a tuple, its
+    first output is differentiated: the gradients are those of `sum(upstream * output)`.
     """
     tensors = {name: torch.tensor(array, requires_grad=True, device=device)
                for name, array in inputs.items()}
@@ -57,10 +57,12 @@ def depthwise_conv2d(x, weight, **window):
     return nhwc(F.conv2d(nchw(x), kernels, groups=x.shape[3], **window))
 
 
-def batch_norm(x, weight, bias, *, running_mean, running_var, training, momentum=0.1, eps=1e-5):
+def batch_norm(x, weight, bias, *, running_mean, running_var, training, momentum=0.1, eps=1e-5,
+               residual=None):
     mean, var = running_mean.clone(), running_var.clone()  # torch changes them in place
     out = F.batch_norm(nchw(x), mean, var, weight, bias, training, momentum, eps)
-    return nhwc(out), mean, var
+    out = nhwc(out) if residual is None else nhwc(out) + residual
+    return out, mean, var
 
 
 def relu(x):
@@ -94,6 +96,10 @@ def repeat_pixels(x, *, size):
 
 def channel_scale(x, gate):
     return x * gate
+
+
+def squeeze_excite_gate(pooled, weight1, bias1, weight2, bias2):
+    return hardsigmoid(conv2d(F.relu(conv2d(pooled, weight1, bias1)), weight2, bias2))
 
 
 def max_pool2d(x, **window):
@@ -148,8 +154,8 @@ def separable_conv2d(x, *, dilation, **p):
 
 
 def squeeze_excite(x, **p):
-    gate = F.relu(conv2d(global_average_pool(x), **under("fc1", p)))
-    return x * hardsigmoid(conv2d(gate, **under("fc2", p)))
+    return x * squeeze_excite_gate(global_average_pool(x), p["fc1.weight"], p["fc1.bias"],
+                                   p["fc2.weight"], p["fc2.bias"])
 
 
 def inverted_residual(x, *, activation, stride, dilation, residual, **p):
