@@ -1,373 +1,28 @@
 """A CuPy without a GPU: what the package asks of CuPy 14.2, as that does it, on host memory.
 
-    cupy = fake_cupy.install(monkeypatch)
+    cupy = fake_cupy.install(monkeypatch, compile_cublas(folder))
 
 It runs the branches that are otherwise run on a GPU alone, and is as strict as CuPy and CUDA:
 arrays never become NumPy's by themselves, kernels get addresses and know no strides, numbers
 travel with the size of their type, `with stream:` leaves behind the stream that was *entered*
-before it. Kernels are the emulator's; cuBLAS is fake_cublas.c.
-
-Work is queued on its stream and done as late as possible: when somebody waits, in the order that
-events impose and no other. With `early` streams that are not the current one do theirs at once.
-A race, such as a buffer that is written to too soon, shows in one of the two.
-
-While a stream captures, nothing is done and everything noted; what CUDA or CuPy forbid then
-raises. What is merely unwelcome, memory from cudaMalloc or a kernel compiled, is in `gpu.log`.
+before it. Kernels are the emulator's, cuBLAS is fake_cublas.c, the GPU is fake_cuda.py.
 """
 
-import contextlib
 import ctypes
-import itertools
 import re
 import subprocess
 import sys
-import time
 import types
-import weakref
-from collections import deque
 from pathlib import Path
 
+import fake_cuda
 import numpy as np
+from fake_cuda import CUDADriverError, MemoryPointer, alloc, is_pinned
 
 from minisegnet import backend
 from minisegnet.cuda import emulator
 from minisegnet.cuda import gemm as gemm_module
 from minisegnet.cuda.launch import parse_kernels
-
-UNIT = 512  # bytes; what cudaMalloc, and CuPy's pools, hand out is aligned to
-
-
-class CUDARuntimeError(RuntimeError):
-    """What a call of the runtime returns; raised by CuPy."""
-
-
-class CUDADriverError(RuntimeError):
-    """Likewise, of the driver."""
-
-
-class Gpu:
-    """The state of the machine."""
-
-    def __init__(self, early=False):
-        self.early = early
-        self.log = []
-        self.pinned = []  # arrays of pinned memory
-        self.compiled = set()  # CuPy's own kernels that were needed
-        self.leaked_bytes = 0
-        self.streams = {}  # address -> Stream
-        self.pointers = itertools.count(0x1000, 0x10)
-        self.allocator = None  # of `using_allocator`
-        self.cublas_stream = 0
-
-    def start(self):
-        """Make what there is from the start."""
-        Stream.null = Stream(null=True)
-        self.stack = [Stream.null]  # what was entered
-        self.current = Stream.null
-        self.pool = MemoryPool()
-
-    @property
-    def is_capturing(self):
-        return any(stream.is_capturing() for stream in self.streams.values())
-
-    def note(self, what):
-        """Note `what` if it happens while a stream captures."""
-        if self.is_capturing:
-            self.log.append(f"{what} while capturing")
-
-    def needs(self, kernel):
-        """A kernel of CuPy's own, compiled when it is first needed."""
-        if kernel not in self.compiled:
-            self.compiled.add(kernel)
-            self.note(f"compiled {kernel}")
-
-
-gpu = None
-
-
-# ---------------------------------------------------------------- streams, events, graphs
-
-
-class Stream:
-    """A queue of work, of which nothing is done before somebody waits."""
-
-    null = None
-
-    def __init__(self, null=False, non_blocking=False, ptds=False, priority=None):
-        assert null or non_blocking, "a blocking stream, which waits for the default one"
-        self.ptr = 0 if null else next(gpu.pointers)
-        self.device_id = -1 if null else 0
-        self._queue, self._queued, self._done = deque(), 0, 0
-        self._capture = self._capture_error = None
-        gpu.streams[self.ptr] = self
-
-    def __eq__(self, other):
-        return isinstance(other, Stream) and self.ptr == other.ptr
-
-    def __hash__(self):
-        return self.ptr
-
-    def __enter__(self):
-        gpu.stack.append(self)
-        gpu.current = self
-        return self
-
-    def __exit__(self, *args):
-        gpu.stack.pop()
-        gpu.current = gpu.stack[-1]  # not what `use` made the current one
-
-    def use(self):
-        gpu.current = self
-        return self
-
-    def enqueue(self, run, waits_for=None):
-        """Queue `run()`, to be done after (stream, position)."""
-        if self._capture is not None:
-            self._capture.append(run)
-            return
-        self._queue.append((run, waits_for))
-        self._queued += 1
-        if gpu.early and self != gpu.stack[-1]:
-            self.do()
-
-    def do(self, until=None):
-        """Do what is queued, up to a position."""
-        while self._queue and (until is None or self._done < until):
-            run, waits_for = self._queue.popleft()
-            if waits_for is not None:
-                stream, position = waits_for
-                stream.do(position)
-            run()
-            self._done += 1
-
-    def refuse_while_capturing(self, error, voids=True):
-        if self._capture is not None:
-            if voids:
-                self._capture_error = "cudaErrorStreamCaptureInvalidated: operation failed due " \
-                    "to a previous error during capture"
-            raise error
-
-    def synchronize(self):
-        self.refuse_while_capturing(CUDARuntimeError(
-            "cudaErrorStreamCaptureUnsupported: operation not permitted when stream is capturing"))
-        self.do()
-
-    def record(self, event=None):
-        event = Event() if event is None else event
-        event.record(self)
-        return event
-
-    def wait_event(self, event):
-        self.refuse_while_capturing(CUDARuntimeError(
-            "cudaErrorStreamCaptureIsolation: dependency created on uncaptured work in another "
-            "stream"))
-        if event.at is not None:
-            self.enqueue(lambda: None, event.at)
-
-    def begin_capture(self, mode=None):
-        if self.ptr in (0, 1):
-            raise RuntimeError("cannot capture on the default (legacy) stream")
-        assert mode is None and self._capture is None
-        self._capture, self._capture_error = [], None
-
-    def end_capture(self):
-        nodes, self._capture = self._capture, None
-        if self._capture_error is not None:
-            raise CUDARuntimeError(self._capture_error)
-        return Graph(nodes)
-
-    def is_capturing(self):
-        return self._capture is not None
-
-
-class Event:
-    """A place in a stream's queue."""
-
-    def __init__(self, block=False, disable_timing=False, interprocess=False):
-        self.disable_timing = disable_timing
-        self.at = self.time = None
-
-    def record(self, stream=None):
-        stream = gpu.current if stream is None else stream
-        assert not stream.is_capturing(), "an event recorded in a capture is not needed here"
-
-        def run():
-            self.time = time.perf_counter()
-
-        stream.enqueue(run)
-        self.at = stream, stream._queued
-
-    def synchronize(self):
-        if self.at is not None:
-            stream, position = self.at
-            stream.do(position)
-
-
-def get_elapsed_time(start, end):
-    if start.disable_timing or end.disable_timing or start.time is None or end.time is None:
-        raise CUDARuntimeError("cudaErrorInvalidResourceHandle: invalid resource handle")
-    return 1e3 * (end.time - start.time)
-
-
-class Graph:
-    """Captured work, done anew at every launch."""
-
-    def __init__(self, nodes):
-        self.nodes = nodes
-
-    def launch(self, stream=None):
-        stream = gpu.current if stream is None else stream
-        assert not stream.is_capturing()
-        for node in self.nodes:
-            stream.enqueue(node)
-
-
-# ---------------------------------------------------------------- memory
-
-
-class Memory:
-    """What cudaMalloc returns."""
-
-    def __init__(self, size):
-        if size:
-            gpu.note("cudaMalloc")
-        self.size = size
-        self._buffer = np.empty(size + UNIT, np.uint8)
-        self._start = -self._buffer.ctypes.data % UNIT
-        self.ptr = self._buffer.ctypes.data + self._start if size else 0
-
-    def view(self, offset, shape, dtype, order="C"):
-        """Return a NumPy array of this memory."""
-        return np.ndarray(shape, dtype, self._buffer, self._start + offset, order=order)
-
-
-class MemoryPointer:
-    """A place in a piece of memory."""
-
-    def __init__(self, mem, offset):
-        assert mem.ptr != 0 or offset == 0
-        self.mem, self.ptr = mem, mem.ptr + offset
-
-
-class _Block:
-    """A piece of memory that a pool hands out, between its neighbours."""
-
-    def __init__(self, memory, offset, size, stream):
-        self.memory, self.offset, self.size, self.stream = memory, offset, size, stream
-        self.before = self.behind = None
-        self.is_free = False
-
-    def split(self, size):
-        """Cut off what is beyond `size` and return it."""
-        rest = _Block(self.memory, self.offset + size, self.size - size, self.stream)
-        rest.before, rest.behind = self, self.behind
-        if self.behind is not None:
-            self.behind.before = rest
-        self.size, self.behind = size, rest
-        return rest
-
-    def merge(self):
-        """Take in what is behind."""
-        self.size += self.behind.size
-        self.behind = self.behind.behind
-        if self.behind is not None:
-            self.behind.before = self
-
-
-class _PooledMemory:
-    """Memory on loan; comes back to its pool by itself."""
-
-    def __init__(self, block, pool):
-        self._block, self._pool = block, weakref.ref(pool)
-        self.ptr, self.size = block.memory.ptr + block.offset, block.size
-
-    def view(self, offset, shape, dtype, order="C"):
-        return self._block.memory.view(self._block.offset + offset, shape, dtype, order)
-
-    def __del__(self):
-        pool = self._pool()
-        if pool is not None:
-            pool.take_back(self._block)
-
-
-class MemoryPool:
-    """Keeps what was freed for its stream: best fit, larger blocks are split."""
-
-    def __init__(self, allocator=None):
-        self._free, self._total, self._used = [], 0, 0
-        self._gpu = gpu
-
-    def malloc(self, size):
-        if size == 0:
-            return MemoryPointer(Memory(0), 0)
-        size, stream = -(-size // UNIT) * UNIT, gpu.current.ptr
-        fitting = [block for block in self._free if block.size >= size and block.stream == stream]
-        if fitting:
-            block = min(fitting, key=lambda block: block.size)
-            self._free.remove(block)
-            if block.size > size:
-                rest = block.split(size)
-                rest.is_free = True
-                self._free.append(rest)
-        else:
-            block = _Block(Memory(size), 0, size, stream)
-            self._total += size
-        block.is_free = False
-        self._used += block.size
-        garbage = block.memory.view(block.offset, (block.size,), np.uint8)
-        gpu.current.enqueue(lambda: garbage.fill(0xFF))
-        return MemoryPointer(_PooledMemory(block, self), 0)
-
-    def take_back(self, block):
-        self._used -= block.size
-        block.is_free = True
-        while block.behind is not None and block.behind.is_free:
-            self._free.remove(block.behind)
-            block.merge()
-        while block.before is not None and block.before.is_free:
-            block = block.before
-            self._free.remove(block)
-            block.merge()
-        self._free.append(block)
-
-    def free_all_blocks(self, stream=None):
-        whole = [block for block in self._free if block.before is None and block.behind is None]
-        self._free = [block for block in self._free if block not in whole]
-        self._total -= sum(block.size for block in whole)
-
-    def total_bytes(self):
-        return self._total
-
-    def used_bytes(self):
-        return self._used
-
-    def __del__(self):  # as in CuPy, where free blocks hold on to themselves
-        self._gpu.leaked_bytes += sum(block.size for block in self._free)
-
-
-@contextlib.contextmanager
-def using_allocator(allocator):
-    before, gpu.allocator = gpu.allocator, allocator
-    try:
-        yield
-    finally:
-        gpu.allocator = before
-
-
-def alloc(size):
-    return (gpu.allocator or gpu.pool.malloc)(size)
-
-
-def alloc_pinned_memory(size):
-    gpu.note("pinned memory allocated")
-    memory = np.empty(1 << max(9, (size - 1).bit_length()), np.uint8)
-    gpu.pinned.append(memory)
-    return memory
-
-
-def _is_pinned(array):
-    return any(np.may_share_memory(array, memory) for memory in gpu.pinned)
-
 
 # ---------------------------------------------------------------- arrays
 
@@ -431,8 +86,8 @@ class ndarray:
             raise ValueError("non-scalar numpy.ndarray cannot be used for fill")
         view = self._view
         if value != 0 or not view.flags.c_contiguous:
-            gpu.needs(f"cupy_fill {self.dtype}")
-        gpu.current.enqueue(lambda: view.fill(value))
+            fake_cuda.gpu.needs(f"cupy_fill {self.dtype}")
+        fake_cuda.gpu.current.enqueue(lambda: view.fill(value))
 
     def reshape(self, *shape):
         view = self._view.reshape(*shape)
@@ -455,7 +110,7 @@ class ndarray:
 
     def get(self, stream=None, order="C", out=None, blocking=True):
         assert stream is None and out is None and blocking
-        stream, array = gpu.current, self
+        stream, array = fake_cuda.gpu.current, self
         if not self._view.flags.c_contiguous:
             with stream:
                 array = ascontiguousarray(self)
@@ -474,7 +129,7 @@ class ndarray:
             raise ValueError(f"Shape mismatch. Old shape: {self.shape}, new shape: {arr.shape}")
         if not self._view.flags.c_contiguous:
             raise RuntimeError("Cannot set to non-contiguous array")
-        _from_host(arr, self._view, gpu.current if stream is None else stream)
+        _from_host(arr, self._view, fake_cuda.gpu.current if stream is None else stream)
 
 
 ndarray.__module__ = "cupy"
@@ -490,17 +145,17 @@ def _basic(key):
 def _copy(source, target, is_memcpy=False):
     """Queue a copy on the GPU, by a kernel of CuPy's own unless it is of whole memory."""
     if not is_memcpy:
-        gpu.needs(f"cupy_copy {source.dtype} {target.dtype}")
+        fake_cuda.gpu.needs(f"cupy_copy {source.dtype} {target.dtype}")
     source, target = source._view, target._view
     np.broadcast_to(source, target.shape)  # or ValueError
-    gpu.current.enqueue(lambda: np.copyto(target, source, casting="unsafe"))
+    fake_cuda.gpu.current.enqueue(lambda: np.copyto(target, source, casting="unsafe"))
 
 
 def _from_host(host, target, stream):
     """Queue an upload; from pinned memory it reads when its turn comes."""
     stream.refuse_while_capturing(RuntimeError(
         "the current stream is capturing, so H2D transfers are disallowed"), voids=False)
-    host = host if _is_pinned(host) else host.copy()
+    host = host if is_pinned(host) else host.copy()
     stream.enqueue(lambda: np.copyto(target, host))
 
 
@@ -511,7 +166,7 @@ def empty(shape, dtype=float, order="C"):
 def zeros(shape, dtype=float, order="C"):
     array = ndarray(shape, dtype, order=order)
     view = array._view
-    gpu.current.enqueue(lambda: view.fill(0))
+    fake_cuda.gpu.current.enqueue(lambda: view.fill(0))
     return array
 
 
@@ -532,7 +187,7 @@ def asarray(a, dtype=None):
     if a.ndim == 0:
         array.fill(a)
     else:
-        _from_host(a, array._view, gpu.current)
+        _from_host(a, array._view, fake_cuda.gpu.current)
     return array
 
 
@@ -546,6 +201,9 @@ def ascontiguousarray(a, dtype=None):
 
 
 # ---------------------------------------------------------------- kernels
+
+
+launched = 0  # kernels that were run
 
 
 class RawModule:
@@ -565,7 +223,7 @@ class RawModule:
     @property
     def module(self):
         if self._module is None:
-            gpu.note("a module loaded")
+            fake_cuda.gpu.note("a module loaded")
             self._module = emulator.Module(*self._arguments)
         return self._module
 
@@ -593,9 +251,11 @@ class RawKernel:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument") from error
         arguments = [_argument(value) for value in args]
         assert len(arguments) == len(self._parameters), "CUDA would read what lies behind them"
-        gpu.current.enqueue(lambda: self._run(grid, block, arguments, shared_mem))
+        fake_cuda.gpu.current.enqueue(lambda: self._run(grid, block, arguments, shared_mem))
 
     def _run(self, grid, block, arguments, shared_mem):
+        global launched
+        launched += 1
         passed, seen, written = [], {}, []
         for parameter, argument in zip(self._parameters, arguments):
             if isinstance(argument, bytes):
@@ -665,7 +325,7 @@ class _Function:
 
 class _SetStream(_Function):
     def __call__(self, handle, stream):
-        gpu.cublas_stream = stream
+        fake_cuda.gpu.cublas_stream = stream
         return self.function(handle, stream)
 
 
@@ -675,7 +335,7 @@ class _Gemm(_Function):
             status = self.function(*arguments)
             assert status == 0, f"cublasGemmEx: status {status}"
 
-        gpu.streams[gpu.cublas_stream].enqueue(run)
+        fake_cuda.gpu.streams[fake_cuda.gpu.cublas_stream].enqueue(run)
         return 0
 
 
@@ -693,22 +353,21 @@ def compile_cublas(folder):
 
 def install(monkeypatch, cublas_library=None, *, early=False):
     """Put a fresh CuPy, with a GPU and its driver, into sys.modules; return it."""
-    global gpu
-    gpu = Gpu(early)
-    gpu.start()
+    fake_cuda.start(early)
     runtime = types.SimpleNamespace(
         runtimeGetVersion=lambda: 13020, getDeviceCount=lambda: 1,
         getDeviceProperties=lambda device: {"name": b"a GPU that is none"})
     cuda = types.SimpleNamespace(
         runtime=runtime, nvrtc=types.SimpleNamespace(getVersion=lambda: (13, 2)), cublas=None,
-        Device=lambda: types.SimpleNamespace(compute_capability="90"), Stream=Stream, Event=Event,
-        get_current_stream=lambda: gpu.current, get_elapsed_time=get_elapsed_time, Graph=Graph,
-        Memory=Memory, MemoryPointer=MemoryPointer, MemoryPool=MemoryPool, alloc=alloc,
-        using_allocator=using_allocator, alloc_pinned_memory=alloc_pinned_memory)
+        Device=lambda: types.SimpleNamespace(compute_capability="90"),
+        get_current_stream=lambda: fake_cuda.gpu.current)
+    for name in ("Stream", "Event", "Graph", "Memory", "MemoryPointer", "MemoryPool", "alloc",
+                 "using_allocator", "alloc_pinned_memory", "get_elapsed_time"):
+        setattr(cuda, name, getattr(fake_cuda, name))
     cupy = types.ModuleType("cupy")
     cupy.__version__ = "14.2.0"
     cupy.cuda, cupy.ndarray, cupy.RawModule = cuda, ndarray, RawModule
-    cupy.get_default_memory_pool = lambda: gpu.pool
+    cupy.get_default_memory_pool = lambda: fake_cuda.gpu.pool
     for function in (empty, zeros, empty_like, zeros_like, asarray, ascontiguousarray):
         setattr(cupy, function.__name__, function)
     monkeypatch.setitem(sys.modules, "cupy", cupy)

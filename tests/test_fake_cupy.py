@@ -2,9 +2,14 @@
 
 import gc
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import fake_cuda
 import fake_cupy
 import numpy as np
 import pytest
@@ -203,7 +208,7 @@ def test_a_gpu_can_stand_in_for_the_emulator(xp, rng, kernels):
     assert isinstance(actual, np.ndarray)
     assert_agrees(actual, expected, 1e-14)
     np.testing.assert_array_equal(out, 2 * x.ravel()[:3])
-    assert fake_cupy.gpu.pool.total_bytes() > 0 and len(kernels.modules) == 1
+    assert fake_cuda.gpu.pool.total_bytes() > 0 and len(kernels.modules) == 1
 
 
 @pytest.mark.parametrize("at, is_found", [(0, False), (4, True), (-1, True), (259, True)])
@@ -281,7 +286,7 @@ def test_from_the_second_time_on_a_graph_does_the_work(xp, counter):
         x.fill(9)
         assert list(counter.x.get()) == [i] * 4
     assert counter.calls == 2 and replay.reason is None
-    assert fake_cupy.gpu.log == [] and replay.bytes_held > 0
+    assert fake_cuda.gpu.log == [] and replay.bytes_held > 0
 
 
 def test_what_a_graph_worked_in_is_given_back(xp, counter):
@@ -290,7 +295,7 @@ def test_what_a_graph_worked_in_is_given_back(xp, counter):
         replay()
     del replay
     gc.collect()
-    assert fake_cupy.gpu.leaked_bytes == 0
+    assert fake_cuda.gpu.leaked_bytes == 0
     assert list(counter.x.get()) == [3] * 4
 
 
@@ -360,32 +365,39 @@ def test_an_error_of_the_function_is_raised_as_it_is(xp, counter):
 K = 5
 
 
-@pytest.mark.parametrize("loss, accumulate", [("combined", 2)])
-def test_captured_steps_equal_those_of_the_emulated_device(xp, schedule, rng, loss, accumulate):
-    criterion = Criterion(loss, weight=rng.uniform(0.5, 2, K))
-    batches = [[draw_batch(rng) for _ in range(accumulate)] for _ in range(4)]
-    sides = []
-    for place in (xp, emulated_device):
-        model = build_model("mini", K, seed=0).astype(np.float64).to(place)
-        optimizer = AdamW(model, 1e-3)
-        ema = ExponentialMovingAverage(optimizer, model)
-        step = DeviceStep(model, optimizer, clip_norm=0.5, ema=ema)
-        for i, batch in enumerate(batches):
-            optimizer.lr = 1e-3 / (i + 1)
-            step(batch, criterion)
-        sides.append((step, step.read(), optimizer, ema.state_dict()))
-    (step, sums, optimizer, averages), (_, expected, device_optimizer, others) = sides
-    assert step.why_not_captured is None and fake_cupy.gpu.log == []
-    assert sums == pytest.approx(expected, rel=1e-9)
-    assert_agrees(optimizer.flat.data.get(), device_optimizer.flat.data.get(), 1e-9)
-    for name in averages:
-        np.testing.assert_allclose(averages[name], others[name], rtol=1e-6, atol=1e-9)
+def train_on(place):
+    """Train for four steps of two batches; return the step, and what is to be compared."""
+    rng = np.random.default_rng(3)
+    criterion = Criterion("combined", weight=rng.uniform(0.5, 2, K))
+    model = build_model("mini", K, seed=0).astype(np.float64).to(place)
+    optimizer = AdamW(model, 1e-3)
+    ema = ExponentialMovingAverage(optimizer, model)
+    step = DeviceStep(model, optimizer, clip_norm=0.5, ema=ema)
+    for i in range(4):
+        optimizer.lr = 1e-3 / (i + 1)
+        step([draw_batch(rng), draw_batch(rng)], criterion)
+    return step, step.read(), optimizer.flat.data.get(), ema.state_dict()
 
 
 def draw_batch(rng):
     target = rng.integers(0, K, (2, 32, 32)).astype(np.uint8)
     target[:, :2] = 255
     return Batch(rng.standard_normal((2, 32, 32, 3)), target, ())
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return train_on(emulated_device)
+
+
+def test_captured_steps_equal_those_of_the_emulated_device(xp, schedule, trained):
+    _, expected_sums, expected_parameters, expected_averages = trained
+    step, sums, parameters, averages = train_on(xp)
+    assert step.why_not_captured is None and fake_cuda.gpu.log == []
+    assert sums == pytest.approx(expected_sums, rel=1e-9)
+    assert_agrees(parameters, expected_parameters, 1e-9)
+    for name in averages:
+        np.testing.assert_allclose(averages[name], expected_averages[name], rtol=1e-6, atol=1e-9)
 
 
 def test_the_train_command_with_device_cuda(xp, tiny_folder, tmp_path, capsys):
@@ -398,4 +410,53 @@ def test_the_train_command_with_device_cuda(xp, tiny_folder, tmp_path, capsys):
     assert [record["epoch"] for record in log] == [1, 2]
     assert all(np.isfinite(record["train_loss"]) for record in log)
     assert xp.cuda.get_current_stream() == stream
-    assert capsys.readouterr().err == "" and fake_cupy.gpu.log == []
+    assert capsys.readouterr().err == "" and fake_cuda.gpu.log == []
+
+
+# ---------------------------------------------------------------- pytest -m gpu
+
+
+def run_pytest(tmp_path, *arguments, **environment):
+    """Run a file of the tests with `-m gpu` in a process that sees no GPU."""
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", "-m", "gpu", "-rs", "-p", "no:cacheprovider", *arguments,
+         "tests/test_elementwise.py"],
+        capture_output=True, text=True, cwd=Path(__file__).parents[1],
+        env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": f"{tmp_path}:tests",
+             "MINISEGNET_REQUIRE_GPU": "0", **environment})
+
+
+def test_without_a_gpu_all_its_tests_are_skipped_for_one_reason(tmp_path):
+    done = run_pytest(tmp_path)
+    assert done.returncode == 0, done.stdout
+    (summary,) = (line for line in done.stdout.splitlines() if line.startswith("no test of a GPU"))
+    reasons = {line.partition(": ")[2] for line in done.stdout.splitlines()
+               if line.startswith("SKIPPED")}
+    assert reasons == {summary.removeprefix("no test of a GPU was run: ")}
+    assert " passed" not in done.stdout
+    done = run_pytest(tmp_path, MINISEGNET_REQUIRE_GPU="1")
+    assert done.returncode == 4 and "--device cuda" in done.stderr
+
+
+PLUGIN = """
+import pathlib
+import pytest
+import fake_cupy
+from minisegnet.cuda import emulated_device
+
+folder = pathlib.Path(__file__).parent
+fake_cupy.install(pytest.MonkeyPatch(), fake_cupy.compile_cublas(folder))
+
+
+def pytest_sessionfinish():
+    (folder / "launched").write_text(str(fake_cupy.launched))
+"""
+
+
+def test_with_a_gpu_the_tests_of_kernels_run_there(tmp_path, library):
+    (tmp_path / "with_gpu.py").write_text(PLUGIN)
+    done = run_pytest(tmp_path, "-p", "with_gpu")
+    assert done.returncode == 0, done.stdout
+    assert "kernels were run by a GPU that is none, CuPy 14.2.0" in done.stdout
+    assert "SKIPPED" not in done.stdout
+    assert int((tmp_path / "launched").read_text()) > 10

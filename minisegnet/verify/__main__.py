@@ -122,8 +122,8 @@ def _summarise(rows, oracle):
           f"(limit {FINITE_DIFFERENCE_LIMIT:.0e}), against the reference "
           f"{_worst(exact, 'reference_error')} (limit {REFERENCE_LIMIT:.0e})")
     if rounded:
-        print("in float32, against the reference in float64, "
-              f"{_worst(rounded, 'reference_error')} (limit {FLOAT32_LIMIT:.0e}, or {FLOAT32_RATIO:g} x what torch's float32 is off)")
+        print(f"in float32 {_worst(rounded, 'reference_error')} against the reference in float64 "
+              f"(limit {FLOAT32_LIMIT:.0e}, or {FLOAT32_RATIO:g} x what torch's float32 is off)")
     if oracle is None:
         print("not compared with torch; for that: pip install 'minisegnet[torch]'")
     return 1 if verdicts["OVER"] else 0

@@ -12,7 +12,7 @@ from minisegnet.verify.gradcheck import numeric_slope, relative_error
 
 FLOAT32_LIMIT, FLOAT32_RATIO = 1e-6, 2.0
 # Constants that are arrays on the device; others, such as class weights, are options.
-MOVED = ("running_mean", "running_var", "target")
+MOVED = ("running_mean", "running_var", "residual", "target")
 
 
 def run_on_device(case, xp, dtype, oracle=None, torch_device="cpu"):
@@ -94,7 +94,7 @@ def _is_float_array(value):
 
 
 def _to_device(xp, name, value):
-    if name not in MOVED:
+    if name not in MOVED or not isinstance(value, np.ndarray):
         return value
     return xp.asarray(value.astype(np.uint8) if value.dtype.kind in "iu" else value)
 
