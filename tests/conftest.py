@@ -16,6 +16,8 @@ from minisegnet.cuda import emulated_device, emulator
 
 def pytest_configure(config):
     gpu_run.begin(config.option.markexpr)
+    if gpu_run.xp is not None:  # CuPy and torch may warn of what NumPy has grown out of
+        config.addinivalue_line("filterwarnings", "default")
 
 
 @pytest.hookimpl(tryfirst=True)  # before what is not marked is left out

@@ -161,6 +161,15 @@ def test_what_is_frozen_stays_and_thaws(xp, rng):
         assert_agrees(device_optimizer.flat.data.get(), optimizer.flat.data, 1e-7)
 
 
+def test_graphs_of_earlier_sizes_are_let_go(xp, rng):
+    _, device = twins(xp, "mini")
+    step, criterion = DeviceStep(device, AdamW(device, 1e-3)), Criterion("ce")
+    for i, side in enumerate((32, 40, 48, 32, 32), start=1):
+        step([draw_batch(rng, (2, side, 32))], criterion)
+        assert len(step._prepared) == min(i, 2)
+    assert math.isfinite(step.read()["train_loss"])
+
+
 def test_a_gradient_that_is_not_finite_changes_nothing_and_is_counted(xp, rng):
     _, device = twins(xp, "mini")
     optimizer = AdamW(device, 1e-3)

@@ -22,7 +22,7 @@ SIZES = (2, 32, 32, 3)
 
 
 @pytest.fixture
-def benchmark(torch, monkeypatch):
+def step_gpu(torch, monkeypatch):
     """The benchmark, with the smallest model in place of the light one."""
     monkeypatch.syspath_prepend(str(FOLDER))
     module = benchmark_module("step_gpu")
@@ -35,9 +35,9 @@ def benchmark(torch, monkeypatch):
     torch.backends.cudnn.benchmark = False
 
 
-def test_a_dry_run_goes_through_all_of_it(benchmark, compiler, tmp_path, capsys):
+def test_a_dry_run_goes_through_all_of_it(step_gpu, compiler, tmp_path, capsys):
     before = sorted((FOLDER / "results").iterdir())
-    assert run_command(benchmark.main, ["--dry-run", "--output-dir", str(tmp_path)]) == 0
+    assert run_command(step_gpu.main, ["--dry-run", "--output-dir", str(tmp_path)]) == 0
     results = json.loads((tmp_path / "step_gpu_dry_run.json").read_text())
     (row,) = results["models"]
     ms = row["ms"]
@@ -55,7 +55,7 @@ def test_a_dry_run_goes_through_all_of_it(benchmark, compiler, tmp_path, capsys)
     assert sorted((FOLDER / "results").iterdir()) == before
 
 
-def test_our_side_on_cupy_is_timed_and_repeated_as_graphs(benchmark, compiler, monkeypatch,
+def test_our_side_on_cupy_is_timed_and_repeated_as_graphs(step_gpu, compiler, monkeypatch,
                                                           tmp_path):
     fake_cupy.install(monkeypatch, fake_cupy.compile_cublas(tmp_path))
     xp = select_device("cuda")
@@ -68,7 +68,7 @@ def test_our_side_on_cupy_is_timed_and_repeated_as_graphs(benchmark, compiler, m
     eager.step()
     launches = eager.launches()
     monkeypatch.setattr(eager, "launches", lambda: launches[:3])
-    rows = benchmark.kernel_table(eager, 2)
+    rows = step_gpu.kernel_table(eager, 2)
     assert sum(row["launches"] for row in rows) == 3 and min(row["ms"] for row in rows) > 0
     assert fake_cuda.gpu.log == []
     gemm._cublas.cache_clear()
@@ -100,33 +100,33 @@ class Side:
         return []
 
 
-def test_nobody_has_anything_to_do_while_the_other_is_timed(benchmark):
+def test_nobody_has_anything_to_do_while_the_other_is_timed(step_gpu):
     log = []
     sides = {name: Side(name, log) for name in "ab"}
-    assert benchmark.measure(sides, benchmark.Clock(1), rounds=2, steps=2) == {"a": 6, "b": 6}
+    assert step_gpu.measure(sides, step_gpu.Clock(1), rounds=2, steps=2) == {"a": 6, "b": 6}
     waits = ["a waits", "b waits"]
     assert log == 2 * (waits + 2 * ["a steps"] + waits + 2 * ["b steps"])
 
 
 @pytest.fixture
-def stubbed(benchmark, monkeypatch, tmp_path):
+def stubbed(step_gpu, monkeypatch, tmp_path):
     """A function that runs the benchmark as on a GPU, its sides stubs; returns (status, rows)."""
     errors, log = {}, []
     xp = SimpleNamespace(__version__="14.2.0", get_default_memory_pool=lambda: SimpleNamespace(
         free_all_blocks=lambda: None))
-    monkeypatch.setattr(benchmark, "select_device", lambda device: xp)
-    monkeypatch.setattr(benchmark, "check", lambda *args: {
+    monkeypatch.setattr(step_gpu, "select_device", lambda device: xp)
+    monkeypatch.setattr(step_gpu, "check", lambda *args: {
         "float64": 1e-12, "float32": 0.1, "float32 of torch": 0.09})
-    monkeypatch.setattr(benchmark, "OurSide", lambda xp, name, sizes, replay=True: Side(
+    monkeypatch.setattr(step_gpu, "OurSide", lambda xp, name, sizes, replay=True: Side(
         "ours", log, errors.get("ours")))
-    monkeypatch.setattr(benchmark, "TorchSide", lambda device, name, sizes, channels_last=False: (
+    monkeypatch.setattr(step_gpu, "TorchSide", lambda device, name, sizes, channels_last=False: (
         Side("torch", log, errors.get(f"torch {channels_last}"))))
-    monkeypatch.setattr(benchmark.torch.cuda, "get_device_name", lambda: "NVIDIA H200")
-    monkeypatch.setattr(benchmark, "compile_beside", lambda name, sizes, seconds: 7.0)
+    monkeypatch.setattr(step_gpu.torch.cuda, "get_device_name", lambda: "NVIDIA H200")
+    monkeypatch.setattr(step_gpu, "compile_beside", lambda name, sizes, seconds: 7.0)
 
     def run(*argv, **failing):
         errors.update(failing)
-        status = benchmark.main(["--output-dir", str(tmp_path), *argv])
+        status = step_gpu.main(["--output-dir", str(tmp_path), *argv])
         return status, json.loads((tmp_path / "step_gpu.json").read_text())["models"]
 
     return run
@@ -158,9 +158,9 @@ def test_a_side_that_fails_is_named_and_the_others_go_on(stubbed, capsys, failin
 
 @pytest.mark.parametrize("float64, float32, is_right", [
     (1e-12, 0.14, True), (1e-12, 0.16, False), (1e-8, 0.1, False), (float("nan"), 0.1, False)])
-def test_gradients_are_right_within_limits(benchmark, float64, float32, is_right):
+def test_gradients_are_right_within_limits(step_gpu, float64, float32, is_right):
     errors = {"float64": float64, "float32": float32, "float32 of torch": 0.1}
-    assert benchmark.is_right(errors, dry_run=False) == is_right
+    assert step_gpu.is_right(errors, dry_run=False) == is_right
 
 
 @pytest.mark.parametrize("code, seconds, found", [
@@ -168,18 +168,18 @@ def test_gradients_are_right_within_limits(benchmark, float64, float32, is_right
     ("raise RuntimeError('no compiler')", 30, "RuntimeError: no compiler"),
     ("import time; time.sleep(60)", 0.5, "not compiled within 0 s"),
 ])
-def test_compiling_has_its_time_and_no_more(benchmark, monkeypatch, tmp_path, code, seconds,
+def test_compiling_has_its_time_and_no_more(step_gpu, monkeypatch, tmp_path, code, seconds,
                                             found):
     (tmp_path / "script.py").write_text(code)
-    monkeypatch.setattr(benchmark, "__file__", str(tmp_path / "script.py"))
+    monkeypatch.setattr(step_gpu, "__file__", str(tmp_path / "script.py"))
     start = time.monotonic()
-    assert benchmark.compile_beside("deeplab_light", SIZES, seconds) == found
+    assert step_gpu.compile_beside("deeplab_light", SIZES, seconds) == found
     assert time.monotonic() - start < 10
 
 
-def test_gradients_of_our_side_have_torchs_names(benchmark, compiler):
+def test_gradients_of_our_side_have_torchs_names(step_gpu, compiler):
     sides = sys.modules["gpu_sides"]
-    ours = sides.OurSide(benchmark.emulated_device, "deeplab_light", SIZES).gradients(np.float64)
+    ours = sides.OurSide(step_gpu.emulated_device, "deeplab_light", SIZES).gradients(np.float64)
     theirs = sides.TorchSide("cpu", "deeplab_light", SIZES).gradients()
     assert {name: array.shape for name, array in ours.items()} == {
         name: array.shape for name, array in theirs.items()}

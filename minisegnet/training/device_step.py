@@ -15,6 +15,8 @@ from minisegnet.losses.criterion import WholeBatch, pixels_per_class
 from minisegnet.ops import add_into, cast
 from minisegnet.optim import clip_grad_norm
 
+KEPT = 2  # kinds of steps whose graphs are kept, with the memory that they work in
+
 
 class DeviceStep:
     """Runs training steps of `model`, whose arrays are on a device, and sums up what they say.
@@ -43,6 +45,8 @@ class DeviceStep:
         hosts = [array for batch in batches for array in (batch.images, batch.target)]
         key = self._describe(hosts, criterion)
         if key not in self._prepared:
+            if len(self._prepared) >= KEPT:  # of an earlier stage, size or loss
+                del self._prepared[next(iter(self._prepared))]
             uploader = Uploader(self.xp, hosts)
             enqueue = _Enqueue(self, uploader.arrays, criterion)
             self._prepared[key] = (uploader, Replay(self.xp, enqueue) if self.replay else enqueue)
