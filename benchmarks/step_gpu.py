@@ -44,8 +44,9 @@ ROUNDS, STEPS = 7, 5  # of a measurement, of a round
 NOT_RUN = "not run"
 # Seconds that must be left to begin with a part; a compilation is ended after its time.
 MODEL_SECONDS, COMPILE_SECONDS, LAST_SECONDS = 45, 60, 10
-# Agreement of the gradients in float64, relative; in float32, how much worse than torch.
-FLOAT64_LIMIT, FLOAT32_RATIO = 1e-9, 1.5
+# Agreement of the gradients in float64, relative; in float32, how much worse than torch, which may
+# choose not to use TF32 here and there.
+FLOAT64_LIMIT, FLOAT32_RATIO = 1e-9, 3.0
 CHECK_SIZES = (8, 96, 128, 21)
 # Peak rate of the memory in bytes a second, by what the device calls itself.
 ROOFLINES = {"H100 80GB HBM3": 3.35e12, "H100 PCIe": 2.0e12, "H200": 4.8e12,

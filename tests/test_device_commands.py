@@ -59,17 +59,26 @@ def test_a_training_is_that_of_the_cpu_but_for_dropout(tiny_folder, tmp_path, ar
         assert (cuda / name).exists()
 
 
-def test_an_interrupted_training_goes_on_as_if_it_had_not_been(tiny_folder, tmp_path):
+def test_a_resumed_training_ends_as_an_unbroken_one(tiny_folder, tmp_path):
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    base = ["--data", tiny_folder, "--device", "cuda", *SIZE]
+    base = ["--data", tiny_folder, "--device", "cuda", "--schedule", "constant", *SIZE]
     assert run_train(*base, "--output-dir", whole, "--epochs", 3) == 0
-    assert run_train(*base, "--output-dir", parts, "--epochs", 3, "--save-every", 1) == 0
-    first = records(parts)
+    assert run_train(*base, "--output-dir", parts, "--epochs", 1) == 0
+    assert run_train("--resume", parts, "--epochs", 3) == 0
     with np.load(whole / "last.npz") as one, np.load(parts / "last.npz") as other:
         for name in one.files:
             if name != "meta":
                 np.testing.assert_array_equal(one[name], other[name], err_msg=name)
-    assert [r["train_loss"] for r in first] == [r["train_loss"] for r in records(whole)]
+    assert ([record["train_loss"] for record in records(parts)]
+            == [record["train_loss"] for record in records(whole)])
+
+
+def test_a_step_that_cannot_be_captured_is_said_once(tiny_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("minisegnet.training.device_step.DeviceStep.why_not_captured",
+                        "the driver refuses")
+    assert run_train("--data", tiny_folder, "--output-dir", tmp_path / "run", "--device", "cuda",
+                     "--epochs", 2, *SIZE) == 0
+    assert capsys.readouterr().out.count("no CUDA graph, which costs time: the driver ref") == 1
 
 
 def test_a_run_moves_between_devices(tiny_folder, tmp_path):

@@ -83,6 +83,7 @@ class Trainer:
         self.record = None  # of the last finished epoch
         self.stopped_early = False
         self.interrupted = False
+        self._said_why_not_captured = False
         self._sits_on = None  # the Baseline that the last validation cannot be told from
 
     def fit(self):
@@ -268,6 +269,14 @@ class Trainer:
                 break
         if self.device_step is not None:
             self._read_device()
+            self._say_why_not_captured()
+
+    def _say_why_not_captured(self):
+        """Say once why steps on a GPU are launched kernel by kernel, if they are."""
+        reason = self.device_step.why_not_captured
+        if reason and not self._said_why_not_captured:
+            self._said_why_not_captured = True
+            tqdm.write(f"the training step is no CUDA graph, which costs time: {reason}")
 
     def _validate(self, phase):
         observer = {} if self.debug is None else {"observe": self.debug.observe}
