@@ -18,6 +18,7 @@
 // negative.
 #include "common.h"
 #include "sums.h"
+#include "windows.h"
 
 constexpr int STRIP = 4;
 
@@ -64,13 +65,6 @@ __global__ void conv2d_forward_kernel(
     if (ow0 + i < OW) store(out + ((n * OH + oh) * OW + ow0 + i) * OC + o, sum[i]);
 }
 
-// The output that tap k of an axis sent the input `at` to, or -1 if there is none.
-__device__ __forceinline__ int output_of(int at, int k, int size, int stride, int dilation,
-                                         int padding) {
-  const int o = at + padding - k * dilation;
-  return o >= 0 && o % stride == 0 && o / stride < size ? o / stride : -1;
-}
-
 __global__ void conv2d_backward_input_kernel(
     const STORE* __restrict__ dout, const REAL* __restrict__ weight, STORE* __restrict__ dx,
     int N, int H, int W, int C, int OH, int OW, int OC, int KH, int KW,
@@ -80,9 +74,9 @@ __global__ void conv2d_backward_input_kernel(
   const int c = i % C, w = i / C % W, h = i / C / W % H, n = i / C / W / H;
   REAL sum = 0;
   for (int kh = 0; kh < KH; kh++) {
-    const int oh = output_of(h, kh, OH, stride, dilation, padding_h);
+    const int oh = output_of(h, kh, OH, stride, padding_h, dilation);
     for (int kw = 0; kw < KW; kw++) {
-      const int ow = output_of(w, kw, OW, stride, dilation, padding_w);
+      const int ow = output_of(w, kw, OW, stride, padding_w, dilation);
       if (oh < 0 || ow < 0) continue;
       const STORE* from = dout + ((n * OH + oh) * OW + ow) * OC;
       const REAL* tap = weight + ((kh * KW + kw) * C + c) * OC;
@@ -184,10 +178,10 @@ __global__ void conv2d_col2im_kernel(
   const int w = p % W, h = p / W % H, n = p / W / H;
   REAL sum[VECTOR] = {};
   for (int kh = 0; kh < KH; kh++) {
-    const int oh = output_of(h, kh, OH, stride, dilation, padding_h);
+    const int oh = output_of(h, kh, OH, stride, padding_h, dilation);
     if (oh < 0) continue;
     for (int kw = 0; kw < KW; kw++) {
-      const int ow = output_of(w, kw, OW, stride, dilation, padding_w);
+      const int ow = output_of(w, kw, OW, stride, padding_w, dilation);
       if (ow < 0) continue;
       REAL value[VECTOR];
       load(dcols + ((((n * OH + oh) * OW + ow) * KH + kh) * KW + kw) * C + c, value);

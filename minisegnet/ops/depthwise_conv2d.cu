@@ -14,6 +14,7 @@
 // a kernel of its own (backward_weight), where a thread owns one tap of one channel.
 #include "common.h"
 #include "sums.h"
+#include "windows.h"
 
 constexpr int STRIP = 4;
 
@@ -51,13 +52,6 @@ __global__ void depthwise_conv2d_forward_kernel(
 #pragma unroll
   for (int i = 0; i < STRIP; i++)
     if (ow0 + i < OW) store(out + ((n * OH + oh) * OW + ow0 + i) * C + c, sum[i]);
-}
-
-// The output that tap k of an axis sent the input `at` to, or -1 if there is none.
-__device__ __forceinline__ int output_of(int at, int k, int size, int stride, int padding,
-                                         int dilation) {
-  const int o = at + padding - k * dilation;
-  return o >= 0 && o % stride == 0 && o / stride < size ? o / stride : -1;
 }
 
 template <int KERNEL, int VECTOR>
