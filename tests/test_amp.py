@@ -198,7 +198,7 @@ def test_the_mean_norm_of_an_epoch_is_that_of_the_steps_done():
 
 # ---------------------------------------------------------------- commands
 
-SIZE = ["--image-size", "32", "48", "--batch-size", "4", "--num-workers", "0"]
+SIZE = ["--image-size", "16", "24", "--batch-size", "4", "--num-workers", "0"]
 
 
 @pytest.fixture
