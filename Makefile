@@ -24,8 +24,8 @@ verify: $(VENV)/.installed
 	$(BIN)/python -m minisegnet.verify
 
 lint: $(VENV)/.installed-test
-	$(BIN)/python -m flake8 minisegnet tests benchmarks
-	$(BIN)/python -m isort --check-only --quiet minisegnet tests benchmarks
+	$(BIN)/python -m flake8 minisegnet tests benchmarks lessons
+	$(BIN)/python -m isort --check-only --quiet minisegnet tests benchmarks lessons
 
 lab: $(VENV)/.installed
 	$(BIN)/python -m minisegnet.lab $(ARGS)

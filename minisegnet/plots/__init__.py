@@ -9,10 +9,10 @@ from minisegnet.plots.comparison import (
 )
 from minisegnet.plots.curves import curves
 from minisegnet.plots.evaluation import confusion, reliability
-from minisegnet.plots.figures import save
+from minisegnet.plots.figures import save, show
 from minisegnet.plots.predictions import predictions
 
 __all__ = [
     "compared_classes", "compared_curves", "confusion", "curves", "grid", "pictures_with",
-    "predictions", "reliability", "save", "side_by_side",
+    "predictions", "reliability", "save", "show", "side_by_side",
 ]

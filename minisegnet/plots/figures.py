@@ -1,10 +1,32 @@
 """What all pictures share: a figure without global state, pictures in rows, a legend, saving."""
 
+import io
+import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 
 from minisegnet.training.checkpoint import write_atomically
+
+# One style per loss, the same in every picture. The colours are Okabe and Ito's, which
+# colour-blind readers tell apart, without their yellow, which is lost on white; where two losses
+# share a colour, line and marker differ.
+LOSS_STYLES = {
+    name: {"color": color, "linestyle": linestyle, "marker": marker}
+    for name, color, linestyle, marker in (
+        ("ce", "#0072b2", "-", "o"),
+        ("weighted", "#d55e00", "--", "s"),
+        ("focal", "#009e73", "-.", "D"),
+        ("dice", "#cc79a7", ":", "^"),
+        ("combined", "#e69f00", (0, (6, 1, 1, 1, 1, 1)), "v"),
+        ("tversky", "#56b4e9", (0, (8, 2)), "P"),
+        ("lovasz", "#000000", (0, (2, 1)), "X"),
+        ("ohem", "#0072b2", (0, (4, 2, 1, 2)), "*"),
+        ("logit_adjusted", "#d55e00", (0, (1, 2)), "p"),
+    )}
+
+SCREEN_DPI = 80
 
 
 def figure_of(rows, columns, width, height, **kwargs):
@@ -22,6 +44,21 @@ def save(figure, path, dpi=110):
         # A class name in a script that the font lacks comes out as boxes; no need to say so.
         warnings.filterwarnings("ignore", message="Glyph")
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
+
+
+def show(figure, name):
+    """Show `figure` below a notebook's cell; elsewhere write it to runs/lessons/NAME.png."""
+    if "ipykernel" in sys.modules:
+        from IPython.display import Image, display
+
+        file = io.BytesIO()
+        figure.savefig(file, format="png", dpi=SCREEN_DPI)
+        display(Image(data=file.getvalue(), format="png"))
+        return
+    path = Path("runs", "lessons", f"{name}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save(figure, path, SCREEN_DPI)
+    print(f"picture: {path}")
 
 
 def show_pictures(axes, titles, rows):

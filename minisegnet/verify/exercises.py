@@ -1,0 +1,230 @@
+"""The verdict on an exercise: `check("3.1", answer, inputs, forward=...)` says PASS, FAIL or TODO.
+
+In this order: does the answer run; has it the right shape and dtype, without any broadcasting; are
+its numbers right, a gradient by central differences in float64 with a random upstream gradient, a
+value by the function given as `expected`; and does torch, where it is installed, say the same.
+"""
+
+import importlib.util
+import sys
+import traceback
+from typing import NamedTuple
+
+import numpy as np
+
+from minisegnet.verify.gradcheck import numeric_gradient, relative_error
+from minisegnet.verify.slips import find_slip, shape_slip
+
+GRADIENT_LIMIT = 1e-6  # central differences are good to 1e-8 or so
+VALUE_LIMIT = 1e-9
+TORCH_LIMIT = 1e-9
+UPSTREAM_SEED = 20
+
+results = []  # the Result of every check of this process, in order: what lessons.grade reads
+
+
+class Result(NamedTuple):
+    """What became of one exercise."""
+
+    exercise: str  # as "3.1"
+    verdict: str  # "PASS", "FAIL" or "TODO"
+    lines: list  # of text: why
+    hint: str  # "" where there is none
+
+
+def check(exercise, answer, inputs, *, forward=None, expected=None, wrt=None, torch=None,
+          limit=None, quantities=None, hints=None, slips=None):
+    """Print whether `answer` solves an exercise, and if not, where and what to look at.
+
+    `inputs` is a dict from names to arrays (or to anything else, which is passed on).
+    With `expected`, a value: `answer(**inputs)` is compared with `expected(**inputs)`.
+    With `forward`, a gradient: `answer(dout, **inputs)` must return the gradient of
+    `sum(dout * forward(**inputs))` with respect to the inputs named in `wrt` (as a tuple if there
+    are several; default: every float64 array), for a random `dout` shaped as the output.
+    `torch(torch, **inputs)`, optional, computes the same output with torch, from tensors.
+
+    The answer itself may be a tuple of arrays. It is TODO while it raises NotImplementedError or
+    returns None. For the hints: `quantities` names numbers that may be missing as a factor,
+    `hints` has a text for a kind of slip (see minisegnet.verify.slips), "" for all others, and
+    `slips` maps a text to a function with the arguments of `answer` that makes this very slip.
+
+    An exercise never breaks what stands after it: nothing that `answer` does is raised.
+    """
+    result = judge(exercise, answer, inputs, forward=forward, expected=expected, wrt=wrt,
+                   torch=torch, limit=limit, quantities=quantities, hints=hints, slips=slips)
+    results.append(result)
+    print(f"{result.verdict}  exercise {result.exercise}"
+          + "".join(f"\n      {line}" for line in result.lines)
+          + (f"\n      hint: {result.hint}" if result.hint else ""))
+
+
+def judge(exercise, answer, inputs, *, forward=None, expected=None, wrt=None, torch=None,
+          limit=None, quantities=None, hints=None, slips=None):
+    """Return the `Result` that `check` prints; the arguments are the same."""
+    if (forward is None) == (expected is None):
+        raise TypeError("give either forward= (a gradient) or expected= (a value)")
+    hints = hints or {}
+    given = dict(inputs)
+    if forward is None:
+        names, dout = None, None
+        truth = tuple(map(np.asarray, _as_tuple(expected(**_copy(given)))))
+    else:
+        names = [name for name, value in given.items() if _is_float64(value)] \
+            if wrt is None else list(wrt)
+        dout = _upstream_for(forward(**_copy(given)))
+        truth = tuple(_numeric(forward, given, name, dout) for name in names)
+    head = () if dout is None else (dout,)
+
+    passed = _copy(given)
+    try:
+        returned = answer(*_copy(head), **passed)
+    except NotImplementedError as error:
+        return Result(exercise, "TODO", [str(error)] if str(error) else [], "")
+    except Exception as error:  # whatever a half-written answer raises is a verdict on it
+        return Result(exercise, "FAIL", _where_it_broke(error), hints.get("", ""))
+    if returned is None or returned is Ellipsis:
+        return Result(exercise, "TODO", ["it returns nothing yet"], "")
+
+    changed = [name for name in given if not _same(given[name], passed[name])]
+    if changed:
+        return Result(exercise, "FAIL", [f"it changes its input {changed[0]}"],
+                      "work on a copy: whoever called still needs the array as it was")
+    found = _as_tuple(returned)
+    labels = _labels(names, truth)
+    if len(found) != len(truth):
+        return Result(exercise, "FAIL", [f"it returns {len(found)} arrays, expected "
+                                         f"{len(truth)}: {', '.join(labels)}"],
+                      hints.get("", ""))
+
+    numbers = dict(quantities or {})
+    limit = limit or (VALUE_LIMIT if dout is None else GRADIENT_LIMIT)
+    worst = 0.0
+    for i, (label, a, e) in enumerate(zip(labels, found, truth)):
+        wrong = shape_slip(a, e)
+        if wrong is None:
+            a = np.asarray(a)
+            error = relative_error(a, e)
+            if error <= limit or _is_tiny(a, e, truth):
+                worst = max(worst, error if np.any(e) else 0.0)
+                continue
+            lines = _numbers(label, a, e, error, "expected" if dout is None else "numeric")
+            wrong = _named_slip(slips, head, given, i, a) or find_slip(
+                a, e, inputs=given, dout=dout, quantities=numbers,
+                for_ones=None if dout is None else lambda: _numeric(
+                    forward, given, names[i], np.ones_like(dout)))
+        else:
+            lines, wrong = [f"{label}: {wrong.finding}"], wrong
+        text = ". ".join(filter(None, (wrong.hint, hints.get(wrong.kind, hints.get("", "")))))
+        return Result(exercise, "FAIL", lines, text)
+
+    against = "central differences" if dout is not None else "the expected value"
+    lines = [f"relative error {worst:.1e} against {against}"]
+    if torch is not None:
+        said = _torch_says(torch, given, names, dout)
+        if said is None:
+            lines.append("torch is not installed: not compared with it")
+        else:
+            error = max(relative_error(a, e) if not _is_tiny(np.asarray(a), e, said) else 0.0
+                        for a, e in zip(found, said))
+            lines[0] += f", {error:.1e} against torch"
+            if error > TORCH_LIMIT:
+                return Result(exercise, "FAIL", lines, hints.get("", ""))
+    return Result(exercise, "PASS", lines, "")
+
+
+def _is_float64(value):
+    return isinstance(value, np.ndarray) and value.dtype == np.float64
+
+
+def _as_tuple(value):
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+
+def _copy(values):
+    """Return the dict or tuple with copies of its arrays: an answer may do as it likes to them."""
+    if isinstance(values, dict):
+        return dict(zip(values, _copy(tuple(values.values()))))
+    return tuple(value.copy() if isinstance(value, np.ndarray) else value for value in values)
+
+
+def _same(before, after):
+    return not isinstance(before, np.ndarray) or np.array_equal(
+        before, after, equal_nan=before.dtype.kind == "f")
+
+
+def _upstream_for(out):
+    """Return a random upstream gradient, shaped as `out`: a float for a number."""
+    dout = np.random.default_rng(UPSTREAM_SEED).standard_normal(np.shape(out))
+    return dout if np.ndim(out) else float(dout)
+
+
+def _numeric(forward, inputs, name, dout):
+    """Return the gradient with respect to the input `name` by central differences."""
+    return numeric_gradient(lambda moved: forward(**{**_copy(inputs), name: moved}),
+                            inputs[name], dout)
+
+
+def _is_tiny(a, e, truth):
+    """Whether `a` is a zero where zero is right: both drown in the rounding of the others."""
+    scale = max(np.abs(other).max(initial=0) for other in truth)
+    return not np.any(np.abs(e) > 1e-8 * scale) and not np.any(np.abs(a) > 1e-8 * scale)
+
+
+def _labels(names, truth):
+    if names is not None:
+        return [f"d{name}" for name in names]
+    return ["the value"] if len(truth) == 1 else [f"value {i}" for i in range(1, len(truth) + 1)]
+
+
+def _numbers(label, a, e, error, source):
+    """Return the line with the relative error, the worst element and what stands there."""
+    difference = np.abs(a - e)
+    worst = np.unravel_index(np.argmax(np.where(np.isnan(difference), np.inf, difference)),
+                             np.shape(e))
+    where = f" at [{', '.join(map(str, worst))}]" if worst else ""
+    size = f"relative error {error:.1e}" if np.isfinite(error) else "not finite, or not zero"
+    return [f"{label}: {size}; worst{where}: yours {a[worst]:.6g}, {source} {e[worst]:.6g}"]
+
+
+class _Named(NamedTuple):
+    kind: str
+    hint: str
+
+
+def _named_slip(slips, head, inputs, i, a):
+    """Return the slip of the exercise's own list that gives `a`, or None."""
+    for text, function in (slips or {}).items():
+        slipped = np.asarray(_as_tuple(function(*_copy(head), **_copy(inputs)))[i])
+        if slipped.shape == a.shape and relative_error(a, slipped) < GRADIENT_LIMIT:
+            return _Named("named", text)
+    return None
+
+
+def _where_it_broke(error):
+    """Return one line: what was raised, and in which line of whose function."""
+    steps = traceback.extract_tb(error.__traceback__)[1:]  # the first is the call in `judge`
+    own = next((step for step in reversed(steps) if "site-packages" not in step.filename
+                and "minisegnet" not in step.filename), steps[-1] if steps else None)
+    text = str(error).splitlines()[0] if str(error) else ""
+    where = f" (in {own.name}: {own.line})" if own and own.line else \
+        f" (in {own.name}, line {own.lineno})" if own else ""
+    return [f"it raises {type(error).__name__}: {text}{where}"]
+
+
+def _torch_says(function, inputs, names, dout):
+    """Return what torch gives for the output or the gradients as arrays; None without torch."""
+    if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
+        return None
+    import torch
+
+    tensors = {name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+               for name, value in inputs.items()}
+    for name in names or ():
+        tensors[name].requires_grad_()
+    out = function(torch, **tensors)
+    if names is None:
+        return tuple(np.asarray(tensor) for tensor in _as_tuple(out))
+    gradients = torch.autograd.grad((out * torch.as_tensor(np.asarray(dout))).sum(),
+                                    [tensors[name] for name in names], allow_unused=True)
+    return tuple(np.zeros(tensors[name].shape) if gradient is None else gradient.numpy()
+                 for name, gradient in zip(names, gradients))
