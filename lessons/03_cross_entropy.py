@@ -29,10 +29,10 @@ rng = np.random.default_rng(3)
 # every pixel. Most pixels are background. Toilets, sinks, stoves and beds are small, and few plans
 # have any.
 #
-# **Which share of the first gradient comes from the pixels of those four classes?** Less than their
-# share of the pixels, because the frequent classes shout them down? More, because the network is
-# more surprised by what is rare? Write down a guess. The answer is computed in the section "Who
-# owns the gradient?".
+# **Which share of the first gradient comes from the pixels of those four classes?** Less than
+# their share of the pixels, because the frequent classes shout them down? More, because the
+# network is more surprised by what is rare? Write down a guess. The answer is computed in the
+# section "Who owns the gradient?".
 
 # %% [markdown]
 # ## From logits to a loss
@@ -179,9 +179,9 @@ print(f"largest sum over the classes of a pixel: {np.abs(by_formula.sum(axis=-1)
 # ## Who owns the gradient?
 #
 # The gradient is all that a network ever learns from. So book it: take $|\partial L/\partial z|$
-# at every pixel, and add it up by the class *of the pixel*. That is the **gradient ledger**. Before
-# training all classes are equally likely, $p_c = 1/K$, so every pixel contributes the same amount,
-# $2(K-1)/K$ over $P$, whatever its class:
+# at every pixel, and add it up by the class *of the pixel*. That is the **gradient ledger**.
+# Before training all classes are equally likely, $p_c = 1/K$, so every pixel contributes the same
+# amount, $2(K-1)/K$ over $P$, whatever its class:
 
 # %%
 plans = datasets.FloorPlans("train", length=48, rare_image_share=0.1)

@@ -122,6 +122,8 @@ def _scale(answer, expected, *, inputs, quantities, **_):
         return Slip("sign", "the sign is wrong everywhere, the size is right")
     sign = "minus " if c < 0 else ""
     for text, number in _factors(inputs, quantities):
+        if number <= 0 or number == 1:
+            continue
         for factor, words in ((number, "times"), (1 / number, "divided by")):
             if abs(abs(c) - factor) < SAME * factor:
                 # `:.6g` shows integers as such.
@@ -133,23 +135,22 @@ def _scale(answer, expected, *, inputs, quantities, **_):
 def _factors(inputs, quantities):
     """Yield (text, number) for what might be missing as a factor: the likeliest first."""
     for text, number in quantities.items():
-        if number > 0 and number != 1:
-            yield text, float(number)
-    for name, value in inputs.items():
-        shape = np.shape(value)
+        yield text, float(number)
+    shapes = {name: np.shape(value) for name, value in inputs.items()}
+    for name, shape in shapes.items():
         for i, size in enumerate(shape):
-            if size > 1:
-                yield f"the size of axis {i} of {name}", size
-        for n in range(2, len(shape) + 1):
-            if np.prod(shape[:n]) > 1:
-                yield f"{name}.size" if n == len(shape) else \
-                    f"the number of elements over the first {n} axes of {name}", np.prod(shape[:n])
+            yield f"the size of axis {i} of {name}", size
+    for name, shape in shapes.items():
+        yield f"{name}.size", np.prod(shape)
+    for name, shape in shapes.items():
+        for n in range(2, len(shape)):
+            yield f"the number of elements over the first {n} axes of {name}", np.prod(shape[:n])
     yield "two", 2
 
 
 def _ones(answer, expected, *, dout, for_ones, **_):
     if for_ones is not None and np.ndim(dout) and _close(answer, np.asarray(for_ones())):
-        return Slip("ones", "this is right for an upstream gradient of all ones: yours (dout) is not used")
+        return Slip("ones", "this is right for an upstream gradient of all ones: dout is not used")
     if for_ones is not None and not np.ndim(dout) and _close(answer * dout, expected):
         return Slip("ones", "the upstream gradient (dloss) is not used: multiply by it")
     return None
