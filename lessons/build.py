@@ -2,6 +2,7 @@
 
     lessons/NN_topic.py  ->  lessons/notebooks/NN_topic.ipynb     for students: solutions stripped
                              build/lessons/NN_topic.ipynb         executed, with solutions
+                             lessons/pictures/NN_topic.png        its main picture
 
 The script is the only source. What stands between `### BEGIN SOLUTION` and `### END SOLUTION` is
 cut out for students; an exercise raises NotImplementedError then, and its check says TODO. Cells
@@ -9,6 +10,7 @@ keep their ids as long as their text stays, so that a notebook changes where its
 """
 
 import argparse
+import base64
 import hashlib
 import re
 import sys
@@ -29,6 +31,7 @@ INSTALL = textwrap.dedent(f'''\
 
     if "google.colab" in sys.modules:
         %pip install --quiet "{PACKAGE}"''')
+PICTURES = NOTEBOOKS.parent / "pictures"
 SOLUTIONS = Path(__file__).resolve().parents[1] / "build" / "lessons"
 SECONDS = 300  # for one cell
 _SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION *$", re.M | re.S)
@@ -58,6 +61,8 @@ def main(argv=None):
             start = time.perf_counter()
             notebook = executed(solution_notebook(path))
             (SOLUTIONS / target.name).write_text(text_of(notebook), encoding="utf-8")
+            PICTURES.mkdir(exist_ok=True)
+            (PICTURES / f"{path.stem}.png").write_bytes(pictures(notebook)[path.stem])
             wrong = [line for line in printed(notebook).splitlines()
                      if line.startswith(("FAIL  ", "TODO  "))]
             print("\n".join([f"  executed in {time.perf_counter() - start:.0f} s", *wrong]))
@@ -149,6 +154,13 @@ def printed(notebook):
     """Return all that the cells of an executed notebook printed."""
     return "".join(output["text"] for cell in notebook.cells
                    for output in cell.get("outputs", ()) if output["output_type"] == "stream")
+
+
+def pictures(notebook):
+    """Return the pictures that `plots.show` left in an executed notebook, {name: PNG}."""
+    return {output["metadata"]["name"]: base64.b64decode(output["data"]["image/png"])
+            for cell in notebook.cells for output in cell.get("outputs", ())
+            if "name" in output.get("metadata", ())}
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What all pictures share: a figure without global state, pictures in rows, a legend, saving."""
 
+import base64
 import io
 import sys
 import warnings
@@ -49,11 +50,12 @@ def save(figure, path, dpi=110):
 def show(figure, name):
     """Show `figure` below a notebook's cell; elsewhere write it to runs/lessons/NAME.png."""
     if "ipykernel" in sys.modules:
-        from IPython.display import Image, display
+        from IPython.display import display
 
         file = io.BytesIO()
         figure.savefig(file, format="png", dpi=SCREEN_DPI)
-        display(Image(data=file.getvalue(), format="png"))
+        display({"image/png": base64.b64encode(file.getvalue()).decode()}, raw=True,
+                metadata={"name": name})
         return
     path = Path("runs", "lessons", f"{name}.png")
     path.parent.mkdir(parents=True, exist_ok=True)
