@@ -233,8 +233,8 @@ def test_a_slip_of_the_exercise_itself_is_named(pair):
     slips = {"that is the gradient without the last row": lambda dout, x, weight: (
         dout @ weight.T, x[:-1].T @ dout[:-1])}
     result = judge("1.1", lambda dout, x, weight: (dout @ weight.T, x[:-1].T @ dout[:-1]), pair,
-                   forward=linear, slips=slips)
-    assert result.hint == "that is the gradient without the last row"
+                   forward=linear, slips=slips, hints={"": "multiply the right way round"})
+    assert result.hint == "that is the gradient without the last row"  # and nothing general
     other = judge("1.1", lambda dout, x, weight: (dout @ weight.T, -x.T @ dout), pair,
                   forward=linear, slips=slips)
     assert "last row" not in other.hint
@@ -252,3 +252,17 @@ def test_the_exercise_itself_must_be_well_posed(pair):
         check("1.1", linear, pair)
     with pytest.raises(TypeError, match="forward= .* or expected="):
         check("1.1", linear, pair, forward=linear, expected=linear)
+
+
+@pytest.mark.parametrize("wrong, words", [
+    (np.array([0.5, 0.0, 0.25]), "at [1], 0 over 0: return nan, not 0"),
+    (np.array([0.5, np.nan, 0.3]), "yours 0.3, expected 0.25"),
+    (np.array([np.nan, np.nan, 0.25]), "nan or inf at [0]"),
+    (np.array([0.0, 0.0, 0.0]), "return nan, not 0"),
+], ids=["0 for nan", "another number", "nan too often", "zeros"])
+def test_where_nan_is_right_all_else_is_still_checked(wrong, words):
+    right = np.array([0.5, np.nan, 0.25])
+    x = {"x": np.ones(3)}
+    assert judge("2.2", lambda x: right, x, expected=lambda x: right).verdict == "PASS"
+    result = judge("2.2", lambda x: wrong, x, expected=lambda x: right)
+    assert result.verdict == "FAIL" and words in " ".join([*result.lines, result.hint])

@@ -114,7 +114,9 @@ def judge(exercise, answer, inputs, *, forward=None, expected=None, wrt=None, to
                     forward, given, names[i], np.ones_like(dout)))
         else:
             lines, wrong = [f"{label}: {wrong.finding}"], wrong
-        text = ". ".join(filter(None, (wrong.hint, hints.get(wrong.kind, hints.get("", "")))))
+        # A slip that has a name needs no general advice besides.
+        general = "" if wrong.kind == "named" else hints.get("", "")
+        text = ". ".join(filter(None, (wrong.hint, hints.get(wrong.kind, general))))
         return Result(exercise, "FAIL", lines, text)
 
     against = "central differences" if dout is not None else "the expected value"
@@ -166,8 +168,8 @@ def _numeric(forward, inputs, name, dout):
 
 def _is_tiny(a, e, truth):
     """Whether `a` is a zero where zero is right: both drown in the rounding of the others."""
-    scale = max(np.abs(other).max(initial=0) for other in truth)
-    return not np.any(np.abs(e) > 1e-8 * scale) and not np.any(np.abs(a) > 1e-8 * scale)
+    least = 1e-8 * max(np.nanmax(np.abs(other), initial=0) for other in truth)
+    return bool((np.abs(a) <= least).all() and (np.abs(e) <= least).all())  # nan is not tiny
 
 
 def _labels(names, truth):
@@ -178,7 +180,8 @@ def _labels(names, truth):
 
 def _numbers(label, a, e, error, source):
     """Return the line with the relative error, the worst element and what stands there."""
-    difference = np.abs(a - e)
+    is_same = (a == e) | (np.isnan(a) & np.isnan(e))
+    difference = np.where(is_same, 0.0, np.abs(a - e))
     worst = np.unravel_index(np.argmax(np.where(np.isnan(difference), np.inf, difference)),
                              np.shape(e))
     where = f" at [{', '.join(map(str, worst))}]" if worst else ""

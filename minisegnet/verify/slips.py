@@ -5,7 +5,7 @@ factor, which has a name if it is the size of an axis. The same amount off along
 that is summed over them. Wrong in some places only: the border, one class, the ignored pixels.
 Each finding is a `Slip` of a kind that an exercise can add a text of its own to.
 
-kinds: "type", "dtype", "shape", "sum", "nan", "zero", "sign", "scale", "ones", "transposed",
+kinds: "type", "dtype", "shape", "sum", "nan", "defined" (nan is right), "zero", "sign", "scale", "ones", "transposed",
 "flipped", "term", "offset", "ratio", "places", and "" where nothing is recognised.
 """
 
@@ -35,9 +35,8 @@ def shape_slip(answer, expected):
                     f"a {type(answer).__name__}, expected an array {np.shape(expected)}")
     answer, expected = np.asarray(answer), np.asarray(expected)
     if answer.shape != expected.shape:
-        return Slip("sum" if _missing_sum(answer, expected) else "shape",
-                    _shape_hint(answer, expected),
-                    f"shape {answer.shape}, expected {expected.shape}")
+        kind, hint = _wrong_shape(answer, expected)
+        return Slip(kind, hint, f"shape {answer.shape}, expected {expected.shape}")
     if answer.dtype != expected.dtype:
         return Slip("dtype", "code follows the dtype of its input: look for an integer or float32 "
                              "array made on the way (np.zeros without a dtype, astype)",
@@ -45,20 +44,21 @@ def shape_slip(answer, expected):
     return None
 
 
-def _shape_hint(answer, expected):
+def _wrong_shape(answer, expected):
+    """Return the kind and the hint of an answer of another shape."""
+    if answer.size == expected.size:
+        if _close(answer.reshape(expected.shape), expected):
+            return "shape", "the numbers are right: reshape, or sum without keepdims=True"
+        for order in permutations(range(min(answer.ndim, MAX_AXES + 1))):
+            if len(order) == answer.ndim and _close(answer.transpose(order), expected):
+                return "shape", (f"its axes are in another order: .transpose{order} gives the "
+                                 f"right one")
     axes = _missing_sum(answer, expected)
     if axes:
-        return (f"summed over {_axes(axes)} it would be right: what was copied on the way forward "
-                f"is summed on the way back")
-    if answer.size == expected.size:
-        if np.array_equal(answer.reshape(expected.shape), expected) \
-                or relative_error(answer.reshape(expected.shape), expected) < SAME:
-            return "the numbers are right: reshape, or sum without keepdims=True"
-        for order in permutations(range(answer.ndim)):
-            if _close(answer.transpose(order), expected):
-                return f"its axes are in another order: .transpose{order} gives the right one"
-    return ("write down the shape of every factor: a gradient has the shape of what it is the "
-            "gradient of")
+        return "sum", (f"summed over {_axes(axes)} it would be right: what was copied on the way "
+                       f"forward is summed on the way back")
+    return "shape", ("write down the shape of every factor: a gradient has the shape of what it "
+                     "is the gradient of")
 
 
 def _missing_sum(answer, expected):
@@ -77,10 +77,18 @@ def find_slip(answer, expected, *, inputs, dout=None, quantities=None, for_ones=
     gradient for dout = 1; `quantities` (dict from text to number) are factors worth naming.
     """
     answer, expected = np.asarray(answer, float), np.asarray(expected, float)
-    if not np.isfinite(answer).all():
-        at = ", ".join(map(str, np.argwhere(~np.isfinite(answer))[0]))
-        return Slip("nan", f"nan or inf at [{at}]: look for a division by 0, a log(0) or an "
+    odd = ~np.isfinite(answer) & np.isfinite(expected)
+    if odd.any():
+        at = f" at [{', '.join(map(str, np.argwhere(odd)[0]))}]" if odd.ndim else ""
+        return Slip("nan", f"nan or inf{at}: look for a division by 0, a log(0) or an "
                            f"overflowing exp")
+    missing = np.isnan(expected) & ~np.isnan(answer)
+    if missing.any():
+        at = f" at [{', '.join(map(str, np.argwhere(missing)[0]))}]" if missing.ndim else ""
+        return Slip("defined", f"there is no such number{at}, 0 over 0: return nan, not "
+                               f"{answer[missing].flat[0]:.6g}")
+    if not np.isfinite(expected).all():
+        return Slip("", "")
     if not answer.any():
         return Slip("zero", "every element is 0")
     for find in (_ones, _scale, _rearranged, _term, _places, _per_axis):
