@@ -6,6 +6,7 @@ from PIL import Image
 
 from minisegnet import plots
 from minisegnet.datasets import Sample
+from minisegnet.plots.figures import LOSS_STYLES, styles_of
 
 PALETTE = np.array([[255, 255, 255], [200, 0, 0], [0, 0, 200]], np.uint8)
 NAMES = ("ground", "house", "pool")
@@ -170,3 +171,25 @@ def test_pictures_with_rare_classes_are_found(options, expected):
     options = {"classes": [], "count": len(options.get("classes", [0])), **options}
     found = plots.pictures_with(dataset, **options)
     assert "".join(sample.name for sample in found) == expected
+
+
+def test_a_loss_looks_the_same_beside_whatever_it_stands():
+    alone = styles_of(["focal"])["focal"]
+    for titles in (["ce", "focal"], ["tversky", "focal:sqrt", "my run"], ["focal", "focal:enet"]):
+        styles = styles_of(titles)
+        of_focal = styles[next(title for title in titles if title.startswith("focal"))]
+        assert of_focal == alone == {**LOSS_STYLES["focal"], "hatch": ""}
+        assert len({(each["color"], each["linestyle"]) for each in styles.values()}) == len(titles)
+
+
+def test_what_shares_a_colour_differs_in_line_marker_and_hatching():
+    one, other = styles_of(["ce", "ohem"]).values()
+    assert one["color"] == other["color"]
+    assert all(one[key] != other[key] for key in ("linestyle", "marker", "hatch"))
+
+
+def test_many_runs_are_styled_and_none_has_the_style_of_a_loss_that_is_there():
+    titles = ["dice", *(f"run {i}" for i in range(20))]
+    styles = styles_of(titles)
+    assert len({(each["color"], each["linestyle"]) for each in styles.values()}) == 21
+    assert len(styles_of([f"run {i}" for i in range(60)])) == 60

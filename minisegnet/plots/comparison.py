@@ -8,21 +8,11 @@ import numpy as np
 
 from minisegnet.datasets.palettes import colourise
 from minisegnet.datasets.sample import labels_in
-from minisegnet.plots.figures import class_legend, figure_of, show_pictures
+from minisegnet.plots.figures import class_legend, figure_of, show_pictures, styles_of
 
-# Okabe and Ito's colours, which colour-blind readers tell apart, without their yellow: it is lost
-# on white. A mark, or a hatching, of its own tells runs apart without any colour.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_MARKERS = "osD^vPX"
-_LINE_STYLES = ("-", "--", ":")
-_HATCHES = ("", "///", "...", "xxx")
 _BARS_IN_A_ROW = 64  # more are too thin to tell apart
 _PANELS_IN_A_ROW = 5
 _CHARACTERS = 120  # in a row of the legend
-
-
-def _colour(i):
-    return _COLOURS[i % len(_COLOURS)]
 
 
 def compared_curves(logs, rare):
@@ -41,9 +31,10 @@ def compared_curves(logs, rare):
     figure = Figure(figsize=(max(11, 2.4 * columns), sum(heights)), layout="constrained")
     upper, lower = figure.subfigures(2, 1, height_ratios=heights)
     mean, *of_rare = upper.subplots(1, 2 if len(rare) else 1, squeeze=False)[0]
-    for i, (title, seeds) in enumerate(logs.items()):
-        style = {"color": _colour(i), "marker": _MARKERS[i % len(_MARKERS)], "markersize": 4,
-                 "linestyle": _LINE_STYLES[i // len(_COLOURS) % 3], "label": title}
+    styles = styles_of(logs)
+    for title, seeds in logs.items():
+        style = {**styles[title], "markersize": 4, "label": title}
+        del style["hatch"]
         _band(mean, seeds, lambda record: record.get("mean_iou"), **style)
         for axes in of_rare:
             _band(axes, seeds, lambda record: _mean_of(record.get("iou"), rare), **style)
@@ -58,7 +49,7 @@ def compared_curves(logs, rare):
         marker = "o" if max(map(len, seeds)) < 3 else None  # a line of one point is invisible
         for key, label, line in (("train_loss", "train", "--"), ("val_loss", "validation", "-")):
             _band(panels[i], seeds, lambda record, key=key: record.get(key), label=label,
-                  color=_colour(i), linestyle=line, marker=marker, markersize=4)
+                  color=styles[title]["color"], linestyle=line, marker=marker, markersize=4)
         panels[i].set_title(_wrapped(f"loss: {title}"), fontsize="medium")
         panels[i].set_ylim(0, _top_of_losses(seeds))
         panels[i].legend(fontsize="small", frameon=False, loc="best")
@@ -112,20 +103,20 @@ def compared_classes(iou, class_names, pixels, rare):
     rows = -(-len(order) // per_row)
     per_row = -(-len(order) // rows)  # rows of the same length
     figure, axes_of = figure_of(rows, 1, 11, 1 + 3.2 * rows)
-    width = 0.8 / len(iou)
+    width, styles = 0.8 / len(iou), styles_of(iou)
     for row, axes in enumerate(axes_of[:, 0]):
         classes = order[row * per_row:(row + 1) * per_row]
         for x, c in enumerate(classes):
             if c in rare:
                 axes.axvspan(x - 0.5, x + 0.5, color="0.92", linewidth=0, zorder=0)
         for i, (title, values) in enumerate(iou.items()):
+            colour, hatch = (styles[title][key] for key in ("color", "hatch"))
             values = np.ma.masked_invalid(np.asarray(values, float)[:, classes])  # (S, classes)
             mean = values.mean(0).filled(np.nan)
             x = np.arange(len(classes)) + (i - (len(iou) - 1) / 2) * width
             # The edge shows a bar of height 0, which a class that is absent has not.
-            hatch = _HATCHES[i // len(_COLOURS) % len(_HATCHES)]
-            axes.bar(x, mean, width, label=title, facecolor="white" if hatch else _colour(i),
-                     edgecolor=_colour(i), linewidth=1, hatch=hatch)
+            axes.bar(x, mean, width, label=title, facecolor="white" if hatch else colour,
+                     edgecolor=colour, linewidth=1, hatch=hatch)
             if len(values) > 1:
                 reach = np.array([mean - values.min(0), values.max(0) - mean])
                 axes.errorbar(x, mean, np.maximum(reach, 0), fmt="none", ecolor="0.25",
@@ -213,11 +204,13 @@ def side_by_side(samples, predicted, iou, class_names, palette, ignore_index=255
     _fill_grid(upper, samples, predicted, class_names, palette, ignore_index)
 
     bars = lower.subplots()
-    width = 0.8 / len(iou)
+    width, styles = 0.8 / len(iou), styles_of(iou)
     for i, (title, values) in enumerate(iou.items()):
-        values = np.asarray(values, float)
+        values, hatch = np.asarray(values, float), styles[title]["hatch"]
         bars.bar(np.arange(len(values)) + (i - (len(iou) - 1) / 2) * width, values, width,
-                 label=f"{title}: mean {np.nanmean(values):.2f}")
+                 label=f"{title}: mean {np.nanmean(values):.2f}", hatch=hatch, linewidth=1,
+                 facecolor="white" if hatch else styles[title]["color"],
+                 edgecolor=styles[title]["color"])
     bars.set_xticks(range(len(class_names)), class_names, rotation=30, ha="right")
     bars.set(ylabel="IoU", ylim=(0, 1), xlim=(-0.6, len(class_names) - 0.4))
     bars.grid(axis="y", alpha=0.3)

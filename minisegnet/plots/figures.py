@@ -4,15 +4,20 @@ import base64
 import io
 import sys
 import warnings
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from minisegnet.training.checkpoint import write_atomically
 
-# One style per loss, the same in every picture. The colours are Okabe and Ito's, which
-# colour-blind readers tell apart, without their yellow, which is lost on white; where two losses
-# share a colour, line and marker differ.
+# Okabe and Ito's colours, which colour-blind readers tell apart, without their yellow: it is lost
+# on white. A marker, a line style or a hatching besides tells things apart without any colour.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+MARKERS = "osD^vPX"
+HATCHES = ("", "///", "...", "xxx")
+
+# One style per loss, the same in every picture.
 LOSS_STYLES = {
     name: {"color": color, "linestyle": linestyle, "marker": marker}
     for name, color, linestyle, marker in (
@@ -45,6 +50,29 @@ def save(figure, path, dpi=110):
         # A class name in a script that the font lacks comes out as boxes; no need to say so.
         warnings.filterwarnings("ignore", message="Glyph")
         write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=dpi))
+
+
+def styles_of(titles):
+    """Return {title: colour, line style, marker and hatch as a dict} of what stands side by side.
+
+    A loss has its own style, as "focal" or, with a scheme of weights, "focal:sqrt"; all else has
+    one that is left. Where a colour comes twice, the second has a hatching.
+    """
+    losses = [title.partition(":")[0] for title in titles]
+    left = [style for name, style in LOSS_STYLES.items() if name not in losses]
+    taken = {(style["color"], style["linestyle"]) for style in LOSS_STYLES.values()}
+    left += [{"color": colour, "linestyle": line, "marker": marker}
+             for line in (":", "--", "-") for colour, marker in zip(COLOURS, MARKERS)
+             if (colour, line) not in taken]
+    styles, times = {}, Counter()
+    for i, (title, loss) in enumerate(zip(titles, losses)):
+        is_first = loss in LOSS_STYLES and loss not in losses[:i]
+        style = LOSS_STYLES[loss] if is_first else left.pop(0) if left else \
+            LOSS_STYLES["ce"]  # after two dozen there is nothing left that differs
+        hatch = HATCHES[times[style["color"]] % len(HATCHES)]
+        times[style["color"]] += 1
+        styles[title] = {**style, "hatch": hatch}
+    return styles
 
 
 def show(figure, name):

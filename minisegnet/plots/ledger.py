@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from minisegnet.plots.figures import figure_of
+from minisegnet.plots.figures import figure_of, styles_of
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_MARKERS = "osD^vPX"
 _COLUMNS = 60  # over the steps; more are too thin to follow
 _LEAST_WITH_NUMBER = 0.035  # share of a bar that has room for its number
 
@@ -60,16 +58,16 @@ def _above(axes, x, text, ha):
 
 def _multiples(axes, shares, of_pixels, order, class_names):
     """Draw each loss's shares / `of_pixels` (K,) as marks on a log axis, a line per class."""
-    names = list(shares)
+    names, styles = list(shares), styles_of(shares)
     for i, (name, of_loss) in enumerate(shares.items()):
         there = [(y, of_loss[c] / of_pixels[c]) for y, c in enumerate(order)
                  if of_pixels[c] > 0 and of_loss[c] > 0]
         y, x = np.array(there, float).reshape(-1, 2).T
         # One below the other, so that equal ones are seen to be equal and not to be one.
-        colour = _COLOURS[i % len(_COLOURS)]
+        style = styles[name]
         axes.scatter(x, y + 0.74 * ((i + 0.5) / len(names) - 0.5), s=20, label=name,
-                     facecolor=colour if i < len(_COLOURS) else "white", edgecolor=colour,
-                     marker=_MARKERS[i % len(_MARKERS)], linewidth=0.8, zorder=3)
+                     facecolor="white" if style["hatch"] else style["color"],
+                     edgecolor=style["color"], marker=style["marker"], linewidth=0.8, zorder=3)
     for y in range(0, len(order), 2):
         axes.axhspan(y - 0.5, y + 0.5, color="0.95", linewidth=0, zorder=0)
     axes.axvline(1, color="0.3", linewidth=1, zorder=1)
