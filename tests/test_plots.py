@@ -136,7 +136,9 @@ def test_many_runs_of_many_classes_are_drawn_in_rows_and_told_apart():
              for bars in figure.axes[0].containers}
     assert len(looks) == 9
     figure = plots.compared_curves({title: [[record(1)]] for title in iou}, [0])
-    looks = {(line.get_color(), line.get_linestyle()) for line in figure.axes[0].lines}
+    # Of every pattern of dashes matplotlib says "--".
+    looks = {(line.get_color(), line.get_linestyle(), line.get_marker())
+             for line in figure.axes[0].lines}
     assert len(looks) == 9
     assert [axes.get_title() for axes in figure.axes if axes.axison][-1].endswith("name 8")
 

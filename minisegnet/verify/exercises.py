@@ -108,7 +108,7 @@ def judge(exercise, answer, inputs, *, forward=None, expected=None, wrt=None, to
                 worst = max(worst, error if np.any(e) else 0.0)
                 continue
             lines = _numbers(label, a, e, error, "expected" if dout is None else "numeric")
-            wrong = _named_slip(slips, head, given, i, a) or find_slip(
+            wrong = _named_slip(slips, head, given, i, found) or find_slip(
                 a, e, inputs=given, dout=dout, quantities=numbers,
                 for_ones=None if dout is None else lambda: _numeric(
                     forward, given, names[i], np.ones_like(dout)))
@@ -194,13 +194,19 @@ class _Named(NamedTuple):
     hint: str
 
 
-def _named_slip(slips, head, inputs, i, a):
-    """Return the slip of the exercise's own list that gives `a`, or None."""
-    for text, function in (slips or {}).items():
-        slipped = np.asarray(_as_tuple(function(*_copy(head), **_copy(inputs)))[i])
-        if slipped.shape == a.shape and relative_error(a, slipped) < GRADIENT_LIMIT:
+def _named_slip(slips, head, inputs, i, found):
+    """Return the slip of the exercise's own list that gives all of `found`, or part `i`, or None.
+    """
+    def is_same(a, b):
+        return np.shape(a) == np.shape(b) and relative_error(a, b) < GRADIENT_LIMIT
+
+    slipped = {text: _as_tuple(function(*_copy(head), **_copy(inputs)))
+               for text, function in (slips or {}).items()}
+    for text, parts in slipped.items():
+        if len(parts) == len(found) and all(map(is_same, found, parts)):
             return _Named("named", text)
-    return None
+    return next((_Named("named", text) for text, parts in slipped.items()
+                 if is_same(found[i], parts[i])), None)
 
 
 def _where_it_broke(error):
