@@ -5,8 +5,9 @@ factor, which has a name if it is the size of an axis. The same amount off along
 that is summed over them. Wrong in some places only: the border, one class, the ignored pixels.
 Each finding is a `Slip` of a kind that an exercise can add a text of its own to.
 
-kinds: "type", "dtype", "shape", "sum", "nan", "defined" (nan is right), "zero", "sign", "scale", "ones", "transposed",
-"flipped", "term", "offset", "ratio", "places", and "" where nothing is recognised.
+kinds: "type", "dtype", "shape", "sum", "nan", "defined" (where nan is right), "zero", "sign",
+"scale", "ones", "transposed", "flipped", "term", "offset", "ratio", "places", and "" where nothing
+is recognised.
 """
 
 from itertools import combinations, permutations

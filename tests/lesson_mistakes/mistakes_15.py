@@ -1,0 +1,28 @@
+"""Wrong answers to the exercises of lesson 15, and a part of the hint that each must get."""
+
+MISTAKES = [
+    ("15.1", """
+def diversity(prediction, target):
+    counts = np.bincount(prediction.ravel())
+    return np.count_nonzero(counts), len(np.unique(target)), float(counts.max() / counts.sum())
+""", "pixels with target 255 are counted"),
+    ("15.1", """
+def diversity(prediction, target):
+    is_valid = target != 255
+    counts = np.bincount(prediction[is_valid])
+    return (np.count_nonzero(counts), len(np.unique(target[is_valid])),
+            float(counts.max() / target.size))
+""", "of the valid pixels, not of all"),
+    ("15.2", """
+def renamed_accuracy(matrix):
+    return float(np.trace(matrix) / matrix.sum()), float(matrix.max(axis=1).sum() / matrix.sum())
+""", "you rename the truth"),
+    ("15.2", """
+def renamed_accuracy(matrix):
+    return float(np.trace(matrix)), float(matrix.max(axis=0).sum())
+""", "divide by the sum of the matrix"),
+    ("15.2", """
+def renamed_accuracy(matrix):
+    return float(np.trace(matrix) / matrix.sum())
+""", "expected 2"),
+]
