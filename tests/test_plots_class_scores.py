@@ -42,6 +42,6 @@ def test_what_is_undefined_has_a_cross_and_the_legend_says_so():
 
 
 def test_more_runs_than_there_are_colours_are_refused():
-    many = {str(i): SCORES["plain"] for i in range(7)}
-    with pytest.raises(ValueError, match="7 runs; expected at most 6"):
+    many = {str(i): SCORES["plain"] for i in range(8)}
+    with pytest.raises(ValueError, match="8 runs; expected at most 7"):
         class_scores(many, NAMES, PIXELS, RARE)

@@ -28,7 +28,7 @@ def test_what_has_no_place_on_a_log_axis_is_left_out():
 
 @pytest.mark.parametrize("errors, words", [
     ({"a": [1.0, 2.0]}, "'a' has shape"),
-    ({str(i): [1.0, 1.0, 1.0] for i in range(7)}, "7 curves"),
+    ({str(i): [1.0, 1.0, 1.0] for i in range(8)}, "8 curves"),
 ])
 def test_odd_input_is_refused(errors, words):
     with pytest.raises(ValueError, match=words):

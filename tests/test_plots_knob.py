@@ -32,7 +32,7 @@ def test_a_name_has_one_style_and_no_two_names_share_one():
 @pytest.mark.parametrize("values, given, words", [
     ((1, 3), panels()[:1], "'one' has 3 numbers for 2"),
     ((1, 3), [], "0 panels"),
-    ((1,), [Panel("", "", {str(i): [i] for i in range(7)})], "7 different lines"),
+    ((1,), [Panel("", "", {str(i): [i] for i in range(8)})], "8 different lines"),
 ], ids=["too long", "no panel", "too many names"])
 def test_what_cannot_be_drawn_is_refused(values, given, words):
     with pytest.raises(ValueError, match=words):

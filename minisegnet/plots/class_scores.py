@@ -2,11 +2,9 @@
 
 import numpy as np
 
-from minisegnet.plots.figures import figure_of
+from minisegnet.plots.figures import COLOURS, figure_of
 
-# Okabe and Ito's colours, and hatchings, so that no bar needs its colour.
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
-_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo")
+_HATCHES = ("", "///", "...", "xxx", "\\\\\\", "ooo", "|||")  # so that no bar needs its colour
 _ABOVE_ZERO = 0.03  # where the cross of a score that there is not stands
 
 
@@ -16,10 +14,10 @@ def class_scores(scores, class_names, pixels, rare):
     `scores` maps a run's title to {"IoU": (K,), "precision": (K,), ...}, nan where a score is
     undefined (the precision of a class that is never predicted): a cross stands there, and no bar.
     `pixels` (K,) are pixels per class, whose shares stand below the names; the classes in `rare`
-    (K,) bool stand on grey. Raises ValueError for more than six runs.
+    (K,) bool stand on grey. Raises ValueError for more than seven runs.
     """
-    if len(scores) > len(_COLOURS):
-        raise ValueError(f"{len(scores)} runs; expected at most {len(_COLOURS)}")
+    if len(scores) > len(COLOURS):
+        raise ValueError(f"{len(scores)} runs; expected at most {len(COLOURS)}")
     order = np.argsort(-np.asarray(pixels), kind="stable")
     measures = list(next(iter(scores.values())))
     figure, rows = figure_of(len(measures), 1, 11, 0.9 + 2.1 * len(measures), sharex=True)
@@ -34,8 +32,8 @@ def class_scores(scores, class_names, pixels, rare):
             x = np.arange(len(order)) + (i - (len(scores) - 1) / 2) * width
             there = ~np.isnan(values)
             axes.bar(x[there], values[there], width, label=title, linewidth=1,
-                     facecolor="white" if _HATCHES[i] else _COLOURS[i], hatch=_HATCHES[i],
-                     edgecolor=_COLOURS[i])
+                     facecolor="white" if _HATCHES[i] else COLOURS[i], hatch=_HATCHES[i],
+                     edgecolor=COLOURS[i])
             undefined += x[~there].tolist()
         if undefined:
             axes.plot(undefined, [_ABOVE_ZERO] * len(undefined), "x", color="0.2", markersize=5,

@@ -32,6 +32,8 @@ LOSS_STYLES = {
         ("logit_adjusted", "#d55e00", (0, (1, 2)), "p"),
     )}
 
+# For lines of any other kind: seven that differ in colour, line and marker.
+STYLES = tuple(LOSS_STYLES.values())[:len(COLOURS)]
 SCREEN_DPI = 80
 
 

@@ -2,17 +2,7 @@
 
 import numpy as np
 
-from minisegnet.plots.figures import figure_of
-
-# Colour and line and marker differ, for readers who cannot tell colours apart.
-_STYLES = (
-    {"color": "#0072b2", "linestyle": "-", "marker": "o"},
-    {"color": "#d55e00", "linestyle": "--", "marker": "s"},
-    {"color": "#009e73", "linestyle": "-.", "marker": "^"},
-    {"color": "#cc79a7", "linestyle": ":", "marker": "D"},
-    {"color": "#000000", "linestyle": (0, (6, 2)), "marker": "v"},
-    {"color": "#56b4e9", "linestyle": (0, (3, 1, 1, 1)), "marker": "P"},
-)
+from minisegnet.plots.figures import STYLES, figure_of
 
 
 def error_over_step(steps, errors, marked=None):
@@ -20,13 +10,13 @@ def error_over_step(steps, errors, marked=None):
 
     `steps` are (S,), `errors` maps a label to (S,); an error of 0 or one that is not finite is
     left out. `marked` maps a label to a step, drawn as a thin line. Raises ValueError for more
-    than six curves, or one that has another length than `steps`.
+    than seven curves, or one that has another length than `steps`.
     """
     steps = np.asarray(steps, np.float64)
-    if len(errors) > len(_STYLES):
-        raise ValueError(f"{len(errors)} curves; expected at most {len(_STYLES)}")
+    if len(errors) > len(STYLES):
+        raise ValueError(f"{len(errors)} curves; expected at most {len(STYLES)}")
     figure, ((axes,),) = figure_of(1, 1, 9, 5)
-    for (label, of_label), style in zip(errors.items(), _STYLES):
+    for (label, of_label), style in zip(errors.items(), STYLES):
         of_label = np.asarray(of_label, np.float64)
         if of_label.shape != steps.shape:
             raise ValueError(f"the curve {label!r} has shape {of_label.shape}, the steps "

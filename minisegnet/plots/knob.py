@@ -2,17 +2,7 @@
 
 from typing import NamedTuple
 
-from minisegnet.plots.figures import figure_of
-
-# Okabe and Ito's colours without yellow; a marker and a line style of its own for each line.
-_STYLES = (
-    {"color": "#0072b2", "marker": "o", "linestyle": "-"},
-    {"color": "#d55e00", "marker": "s", "linestyle": "--"},
-    {"color": "#009e73", "marker": "D", "linestyle": "-."},
-    {"color": "#cc79a7", "marker": "^", "linestyle": ":"},
-    {"color": "#000000", "marker": "v", "linestyle": (0, (6, 1, 1, 1))},
-    {"color": "#56b4e9", "marker": "P", "linestyle": (0, (8, 2))},
-)
+from minisegnet.plots.figures import STYLES, figure_of
 
 
 class Panel(NamedTuple):
@@ -32,9 +22,9 @@ def over_a_knob(label, values, panels):
     `values`, for no panel at all, and for more names than there are styles.
     """
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
-    if not panels or len(names) > len(_STYLES):
+    if not panels or len(names) > len(STYLES):
         raise ValueError(f"{len(panels)} panels with {len(names)} different lines; expected at "
-                         f"least one panel and at most {len(_STYLES)} lines")
+                         f"least one panel and at most {len(STYLES)} lines")
     figure, (row,) = figure_of(1, len(panels), 5.5 * len(panels), 4.5)
     for axes, panel in zip(row, panels):
         for name, line in panel.lines.items():
@@ -42,7 +32,7 @@ def over_a_knob(label, values, panels):
                 raise ValueError(f"{name!r} has {len(line)} numbers for {len(values)} positions "
                                  f"of the knob")
             axes.plot(range(len(values)), line, label=name, linewidth=2,
-                      **_STYLES[names.index(name)])
+                      **STYLES[names.index(name)])
         axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axes.set(title=panel.title, xlabel=label, ylabel=panel.ylabel)
         if panel.is_log:

@@ -2,10 +2,8 @@
 
 import numpy as np
 
-from minisegnet.plots.figures import figure_of
+from minisegnet.plots.figures import COLOURS, HATCHES, figure_of
 
-_COLOURS = ("#0072b2", "#d55e00")
-_HATCHES = (None, "///")
 _MIDDLE = (0.025, 0.975)
 
 
@@ -19,7 +17,7 @@ def resampled_scores(scores, label):
     (first, second), titles = scores.values(), list(scores)
     figure, ((apart, paired),) = figure_of(1, 2, 10.5, 3.6)
     edges = np.histogram_bin_edges(np.concatenate([first, second]), 40)
-    for title, colour, hatch in zip(titles, _COLOURS, _HATCHES):
+    for title, colour, hatch in zip(titles, COLOURS, HATCHES):
         apart.hist(scores[title], edges, label=title, color=colour, alpha=0.55, hatch=hatch,
                    edgecolor="white", linewidth=0.3)
     apart.set(xlabel=label, ylabel="resamples", title="each by itself")

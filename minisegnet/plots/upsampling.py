@@ -3,10 +3,7 @@
 import numpy as np
 
 from minisegnet.datasets.palettes import colourise
-from minisegnet.plots.figures import class_legend, figure_of, show_pictures
-
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-_MARKERS = "osD^vPX"
+from minisegnet.plots.figures import COLOURS, MARKERS, class_legend, figure_of, show_pictures
 
 
 def shares_and_gradients(matrices, received):
@@ -21,8 +18,8 @@ def shares_and_gradients(matrices, received):
     for (name, matrix), line, picture in zip(matrices.items(), *axes):
         for i, column in enumerate(matrix.T):
             read = np.flatnonzero(column)
-            line.plot(read, column[read], color=_COLOURS[i % len(_COLOURS)],
-                      marker=_MARKERS[i % len(_MARKERS)], markersize=4, linewidth=1.2,
+            line.plot(read, column[read], color=COLOURS[i % len(COLOURS)],
+                      marker=MARKERS[i % len(MARKERS)], markersize=4, linewidth=1.2,
                       label=f"{i}: {column.sum():.3g}")
         line.set(title=name, xlabel="output pixel", ylabel="share of the input pixel",
                  xlim=(-0.5, len(matrix) - 0.5), ylim=(0, 1.38))
