@@ -1,3 +1,3 @@
 """MiniSegNet: semantic segmentation from scratch, every backward pass written by hand."""
 
-__version__ = "0.4.0"
+__version__ = "0.5.0"
