@@ -35,7 +35,7 @@ def build(name, num_classes):
 
 
 class OurSide:
-    """MiniSegNet: the step as `--device cuda` does it, as a CUDA graph from the third step on."""
+    """MiniSegNet: the step as `--device cuda` does it, as a CUDA graph from the second step on."""
 
     def __init__(self, xp, name, sizes, *, replay=True):
         N, H, W, K = sizes

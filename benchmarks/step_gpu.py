@@ -16,6 +16,7 @@ much of a rounding: with TF32 the gradients of one step are a tenth off, torch's
 the measure is torch's own error on the same data.
 """
 
+import argparse
 import gc
 import json
 import os
@@ -29,14 +30,20 @@ from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
-import torch
-from gpu_sides import OurSide, TorchSide
 
 from minisegnet.backend import select_device
 from minisegnet.cli import ArgumentParser, positive_float, positive_int
 from minisegnet.cuda import emulated_device
-from minisegnet.errors import run_command
+from minisegnet.errors import UserError, run_command
 from minisegnet.verify.gradcheck import relative_error
+
+try:
+    import torch
+    from gpu_sides import OurSide, TorchSide
+except ModuleNotFoundError as error:
+    if error.name != "torch":
+        raise
+    torch = None  # `main` says so
 
 MODELS = ("deeplab_light", "deeplab_baseline")
 MIB = 2 ** 20
@@ -186,7 +193,9 @@ def compiled_ms(name, sizes):
 
 def compile_beside(name, sizes, seconds):
     """Return `compiled_ms`, from a process that has so many seconds, or why there is none."""
-    words = [sys.executable, __file__, "--compiled", name, *map(str, sizes)]
+    batch_size, *image_size, num_classes = map(str, sizes)
+    words = [sys.executable, __file__, "--compiled", "--model", name, "--batch-size", batch_size,
+             "--image-size", *image_size, "--num-classes", num_classes]
     process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                                start_new_session=True)  # compilers it starts end with it
     try:
@@ -297,6 +306,7 @@ def _parse(argv):
     parser.add_argument("--no-compile", action="store_false", dest="compile")
     parser.add_argument("--dry-run", action="store_true",
                         help="tiny, on the emulator: a test of this program")
+    parser.add_argument("--compiled", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--output-dir", type=Path, default=Path(__file__).parent / "results")
     settings = parser.parse_args(argv)
     settings.rounds, settings.steps, settings.repeats = ROUNDS, STEPS, 10
@@ -311,11 +321,14 @@ def _parse(argv):
 
 
 def main(argv=None):
-    argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["--compiled"]:
-        print(compiled_ms(argv[1], tuple(map(int, argv[2:]))))
-        return 0
     settings = _parse(argv)
+    if torch is None:
+        raise UserError("a step is compared with torch's; for that: pip install "
+                        "'minisegnet[torch]'")
+    if settings.compiled:  # what `compile_beside` asks for
+        print(compiled_ms(settings.models[0], (settings.batch_size[0], *settings.image_size,
+                                               settings.num_classes)))
+        return 0
     clock = Clock(settings.minutes)
     xp, device = emulated_device, "cpu"
     if not settings.dry_run:

@@ -19,7 +19,8 @@ def run_command(main, argv=None):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         code = main(argv) or 0
-        sys.stdout.flush()  # so that a reader who has left is noticed here, not at the exit
+        if sys.stdout is not None:  # closed, `>&-`
+            sys.stdout.flush()  # so that a reader who has left is noticed here, not at the exit
         return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

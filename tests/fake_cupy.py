@@ -246,7 +246,7 @@ class RawKernel:
             raise TypeError("Argument 'grid' has incorrect type (expected tuple, got list)")
         grid, block = (tuple(max(1, size) for size in sizes) for sizes in (grid, block))
         try:
-            emulator.launch_dims(self._name, grid, block, shared_mem)
+            emulator.launch_sizes(self._name, grid, block, shared_mem)
         except ValueError as error:
             raise CUDADriverError("CUDA_ERROR_INVALID_VALUE: invalid argument") from error
         arguments = [_argument(value) for value in args]
@@ -272,7 +272,7 @@ class RawKernel:
             if not parameter.is_const:
                 written.append((first, argument))
             passed.append((parameter.name, argument.tobytes(), not parameter.is_const,
-                           argument.ctypes.data % 32, 0xA5))
+                           argument.ctypes.data % 32, b"\xa5"))
         contents = self._module.run(self._name, grid, block, passed, shared_mem)
         for (_, array), content in zip(sorted(written, key=lambda each: each[0]), contents):
             array[...] = np.frombuffer(content, np.uint8)

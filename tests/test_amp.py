@@ -185,6 +185,30 @@ def test_replayed_steps_are_those_run_as_written(rng, accumulate):
     assert min(np.diff(rest[0])) < 0 < max(np.diff(rest[0]))
 
 
+def test_an_activation_beyond_float16_that_no_loss_shows_is_told(rng):
+    step = make_step(start=2.0 ** 10)
+    step.model.stem.conv.params["weight"].fill(1e8)
+    batch = draw_batch(rng)
+    batch.target[:] = 255  # all logits are NaN, and no pixel counts in the loss
+    step([batch], Criterion("ce"))
+    trainer = Trainer(step.model, *[None] * 5, epochs=1, device_step=step)
+    assert_refused(trainer._read_device, "stem.norm.running_mean is not finite", "--amp bf16")
+
+
+@pytest.mark.parametrize("loss", ["ce", "focal", "dice", "tversky", "combined", "logit_adjusted"])
+@pytest.mark.parametrize("dtype, scale", [(np.float32, {}), (np.float16, {"start": 8.0})],
+                         ids=["float32", "float16"])
+def test_a_step_with_logits_that_are_no_number_is_skipped(rng, dtype, scale, loss):
+    step = make_step(None if dtype is np.float32 else dtype, **scale)
+    step.model.classifier.params["bias"].fill(np.nan)
+    before = weights(step)
+    options = {"prior": np.full(K, 1 / K)} if loss == "logit_adjusted" else {}
+    step([draw_batch(rng)], Criterion(loss, **options))
+    sums = step.read()
+    assert np.isnan(sums["train_loss"]) and sums["skipped"] == 1
+    np.testing.assert_array_equal(weights(step), before)
+
+
 def test_the_mean_norm_of_an_epoch_is_that_of_the_steps_done():
     trainer = Trainer(*[None] * 6, epochs=1, device_step=SimpleNamespace(
         loss_scale=LossScale(emulated_device, start=8.0)))
@@ -280,17 +304,16 @@ def test_a_loss_beyond_float16_is_told_as_such(gpu, tiny_folder, tmp_path, capsy
     assert "the loss was not finite" in error and "--amp bf16" in error and "--amp off" in error
 
 
-def test_an_activation_beyond_float16_that_no_loss_shows_ends_the_run(
-        gpu, tiny_folder, tmp_path, monkeypatch, capsys):
+def test_dice_tells_of_an_activation_beyond_float16(gpu, tiny_folder, tmp_path, capsys):
     start = tmp_path / "start.npz"
     model = build_model("mini", 3, seed=0)
-    # One channel overflows, its batch norm makes NaN of all logits, and dice tells nothing of it.
+    # One channel overflows, and its batch norm makes NaN of all logits.
     model.stage2.depthwise.conv.params["weight"][..., 0] = 1e8
     save_checkpoint(start, model, meta={})
     assert run_train("--data", tiny_folder, "--output-dir", tmp_path / "run", "--device", "cuda",
                      "--amp", "fp16", "--init-from", start, "--loss", "dice", *SIZE) == 2
     error = capsys.readouterr().err.strip()
-    assert "stage2.depthwise.norm.running_mean is not finite" in error and "--amp bf16" in error
+    assert "the loss was not finite" in error and "--amp bf16" in error
 
 
 @pytest.mark.parametrize("arguments, word", [

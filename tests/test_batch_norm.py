@@ -174,10 +174,9 @@ def test_dtype_is_kept(rng, training, implementation):
 
 def test_one_value_per_channel_is_refused_in_training_only(implementation):
     vectors = np.ones(3), np.zeros(3), np.zeros(3), np.ones(3)
-    for shape in ((1, 1, 1, 3), (0, 2, 2, 3)):
-        with pytest.raises(ValueError, match="more than one value per channel.*batch of at least"):
-            batch_norm_forward(np.zeros(shape), *vectors, training=True,
-                               implementation=implementation)
+    with pytest.raises(ValueError, match="more than one value per channel.*batch of at least"):
+        batch_norm_forward(np.zeros((1, 1, 1, 3)), *vectors, training=True,
+                           implementation=implementation)
     batch_norm_forward(np.zeros((1, 1, 1, 3)), *vectors, training=False,
                        implementation=implementation)
 

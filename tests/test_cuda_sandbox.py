@@ -1,8 +1,9 @@
 """Kernels on the CPU that break a rule are caught, and what they did is named."""
 
+import ml_dtypes
 import numpy as np
 import pytest
-from small_kernels import kernel_file
+from small_kernels import ORDERS, kernel_file
 
 from minisegnet.cuda import emulator
 from minisegnet.cuda.emulator import KernelError
@@ -13,6 +14,16 @@ CODE = r"""
 __global__ void touch_kernel(const float* x, float* out, long long read, long long write) {
   float value = x[read];
   if (threadIdx.x == 3) out[write] = value;
+}
+__global__ void add_kernel(STORE* total, const STORE* x, int at) {
+  total[at] = STORE(REAL(total[at]) + REAL(x[0]));
+}
+__global__ void times_kernel(STORE* total, const STORE* x, int at) {
+  total[at] = STORE(REAL(total[at]) * REAL(x[0]));
+}
+__global__ void count_kernel(int* total, unsigned char* labels, int at) {
+  total[at] += 1;
+  labels[at] += 1;
 }
 __global__ void label_kernel(const unsigned char* labels, int* out, int at) {
   out[0] = labels[at];
@@ -109,6 +120,32 @@ def test_before_the_start_nan_is_read_and_a_write_is_caught(kernels, size):
         with pytest.raises(KernelError, match=f"a write at byte -4 of out, which has.*{WHO}"):
             touch(kernels, floats(8), floats(size), write=-1)
         assert touch(kernels, floats(size), floats(8), read=size - 1)[0] == size - 1
+
+
+@pytest.mark.parametrize("name", ["add_kernel", "times_kernel"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("size", [1, 7, 9, 15])  # none a multiple of 32 bytes
+def test_what_is_added_to_a_number_behind_the_end_is_caught(kernels, name, dtype, size):
+    dtype = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    for order in ORDERS:
+        for at in (-1, size):
+            with emulator.fiber_order(order), pytest.raises(KernelError, match="out of bounds"):
+                kernels.launch(name, (1,), (1,), total=np.ones(size, dtype),
+                               x=np.full(1, 2, dtype), at=at)
+    total = np.ones(size, dtype)
+    kernels.launch(name, (1,), (1,), total=total, x=np.full(1, 2, dtype), at=size - 1)
+    assert float(total[-1]) == {"add_kernel": 3, "times_kernel": 2}[name]
+
+
+@pytest.mark.parametrize("short", ["total", "labels"])
+def test_what_is_counted_behind_the_end_is_caught(kernels, short):
+    sizes = {"total": 16, "labels": 64, short: 7}
+    arrays = {"total": np.zeros(sizes["total"], np.int32),
+              "labels": np.zeros(sizes["labels"], np.uint8)}
+    for order in ORDERS:
+        with (emulator.fiber_order(order),
+              pytest.raises(KernelError, match=f"of {short}|to {short}")):
+            kernels.launch("count_kernel", (1,), (1,), **arrays, at=7)
 
 
 @pytest.mark.parametrize("far", [2000, 100_000, 1_000_000, -2000, -100_000, -1_000_000])
@@ -209,8 +246,23 @@ def test_a_launch_that_cuda_refuses_is_refused(kernels, grid, block, shared_byte
     with pytest.raises(ValueError, match="print_kernel: .*(CUDA launches no grid|shared memory)"):
         kernels.launch("print_kernel", grid, block, shared_bytes=shared_bytes,
                        out=np.zeros(1, np.int32))
-    with pytest.raises(TypeError, match="integer"):
-        kernels.launch("print_kernel", (1.0,), (1,), out=np.zeros(1, np.int32))
+
+
+@pytest.mark.parametrize("grid, block, shared_bytes", [
+    ((1.0,), (1,), 0), (1, (1,), 0), ((1,), None, 0), ("1", (1,), 0), ((1,), (1,), 16.0),
+    ((1,), (1,), None), ((1,), (1,), "16"),
+], ids=str)
+def test_sizes_of_a_launch_are_integers(kernels, grid, block, shared_bytes):
+    with pytest.raises(TypeError, match="print_kernel: grid .*expected two tuples of integers"):
+        kernels.launch("print_kernel", grid, block, shared_bytes=shared_bytes,
+                       out=np.zeros(1, np.int32))
+
+
+def test_sizes_of_a_launch_may_be_numpys_integers(kernels):
+    out = floats(1)
+    kernels.launch("dynamic_kernel", (np.int64(1),), np.array([1]), shared_bytes=np.int64(64),
+                   out=out, n=15)
+    assert out[0] == 1
 
 
 def test_what_a_kernel_prints_is_printed(kernels, capsys):
@@ -219,5 +271,7 @@ def test_what_a_kernel_prints_is_printed(kernels, capsys):
     assert capsys.readouterr().out == "thread 0\nthread 1\nthread 2\n" and out[0] == 1
     kernels.launch("print_kernel", (10,), (1024,), out=out)  # more than a pipe holds
     assert len(capsys.readouterr().out.splitlines()) == 10240
+    kernels.launch("print_kernel", (100,), (1024,), out=out)  # more than is read in one go
+    assert len(capsys.readouterr().out.splitlines()) == 102400
     touch(kernels, floats(8), floats(8))
     assert capsys.readouterr().out == ""

@@ -1,5 +1,6 @@
 """The processes that run kernels on the CPU are looked after, and so is what is compiled."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checks import assert_refused
 from small_kernels import kernel_file
 
 from minisegnet.cuda import emulator
@@ -232,6 +234,90 @@ def test_without_a_compiler_one_line_says_what_to_install(tmp_path, monkeypatch)
     assert not emulator.is_available()
     with pytest.raises(UserError, match="need g\\+\\+; install it"):
         kernels.launch("a_kernel", (1,), (1,), out=np.zeros(1, np.int32))
+
+
+@pytest.fixture
+def fake_compiler(tmp_path, monkeypatch):
+    """A function that puts a shell script in the place of g++."""
+    def put(script):
+        (tmp_path / "g++").write_text(f"#!/bin/sh\n{script}\n")
+        (tmp_path / "g++").chmod(0o755)
+
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    emulator._newer_flags.cache_clear()
+    yield put
+    emulator._newer_flags.cache_clear()
+
+
+@pytest.mark.parametrize("script, words", [
+    ("echo 'g++: fatal error: Killed signal terminated program cc1plus' >&2; exit 1",
+     "Killed signal"),
+    ("echo 'g++: error: cannot execute cc1plus: No such file or directory' >&2; exit 1",
+     "cannot execute cc1plus"),
+    ("echo 'softmax.cu:9:2: fatal error: error writing to /tmp/a.s: No space left' >&2; exit 1",
+     "No space left"),
+    ("echo '/usr/bin/ld: final link failed: No space left on device' >&2; exit 1",
+     "final link failed"),
+    ("kill -9 $$", "ended without a word"),
+], ids=lambda value: value.split()[-1])
+def test_a_compiler_that_fails_for_itself_is_one_line(tmp_path, fake_compiler, script, words):
+    fake_compiler(script)
+    kernels = kernel_file(tmp_path, "__global__ void a_kernel(int* out) {}")
+    assert_refused(kernels.cpu_module, f"g++ cannot compile {kernels.path}: ", words, tmp_path)
+
+
+def test_a_compiler_without_a_version_is_taken_for_an_old_one(fake_compiler):
+    fake_compiler("exit 0")
+    assert emulator._newer_flags() == ()
+
+
+@pytest.mark.parametrize("damage", [
+    lambda path: path.write_bytes(b""),
+    lambda path: path.write_bytes(path.read_bytes()[:5000]),
+    lambda path: path.write_bytes(b"no library" * 1000),
+    lambda path: path.unlink(),
+], ids=["empty", "cut", "foreign", "gone"])
+def test_a_damaged_library_is_compiled_once_more(tmp_path, monkeypatch, damage):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kernels = kernel_file(tmp_path, "__global__ void a_kernel(int* out) { out[0] = 3; }")
+    damage(kernels.cpu_module()._library)
+    out = np.zeros(1, np.int32)
+    kernels.launch("a_kernel", (1,), (1,), out=out)
+    assert out[0] == 3
+
+
+def test_a_library_that_never_loads_is_one_line(tmp_path, fake_compiler):
+    # As on a disk from which nothing may be executed.
+    fake_compiler('while [ "$1" != -o ]; do shift; done; echo no > "$2"')
+    module = kernel_file(tmp_path, "__global__ void a_kernel(int* out) {}").cpu_module()
+    arguments = [("out", bytes(4), True, 0, b"\xa5")]
+    assert_refused(lambda: module.run("a_kernel", (1,), (1,), arguments),
+                   f"{module._library}, a compiled kernel, cannot be loaded", "set TMPDIR")
+
+
+def test_a_folder_that_may_only_be_read_serves_what_is_in_it(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    kernels = kernel_file(tmp_path, "__global__ void a_kernel(int* out) { out[0] = 3; }")
+    kernels.cpu_module()
+    kernels.modules.clear()
+    monkeypatch.setattr(os, "utime", refuse)
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", lambda **_: refuse())
+    out = np.zeros(1, np.int32)
+    kernels.launch("a_kernel", (1,), (1,), out=out)
+    assert out[0] == 3
+    other = kernel_file(tmp_path, "__global__ void b_kernel(int* out) {}")
+    assert_refused(other.cpu_module, "minisegnet-kernels-", "Read-only file system", "set TMPDIR")
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / f"minisegnet-kernels-{os.getuid()}").write_text("")
+    kernels = kernel_file(tmp_path, "__global__ void a_kernel(int* out) {}")
+    assert_refused(kernels.cpu_module, "minisegnet-kernels-", "File exists", "set TMPDIR")
 
 
 def test_a_folder_of_another_user_is_not_trusted(tmp_path, monkeypatch):

@@ -32,6 +32,13 @@ def test_what_the_machine_refuses_is_one_line_too(capsys, error, words):
     assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and words in err
 
 
+def test_closed_streams_are_no_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)  # `>&-`
+    assert run_command(lambda argv: 0) == 0
+    monkeypatch.setattr(sys, "stderr", None)
+    assert run_command(command(UserError("no such folder"))) == 2
+
+
 def test_running_out_of_memory_names_every_knob_and_what_numpy_said(capsys):
     def main(argv):
         np.zeros((2 ** 20, 2 ** 20, 2 ** 10), np.float32)

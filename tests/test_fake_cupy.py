@@ -221,7 +221,7 @@ def test_a_write_beside_an_array_or_to_what_is_const_is_found(xp, stream, at, is
         stream.enqueue(lambda: memory.__setitem__(place, 7))
 
     compiled = SimpleNamespace(get_function=lambda name: kernel)
-    arguments = [("x", b"1234", False, 8, 0xFF), ("out", b"5678", True, 8, 0xFF), b"abcd"]
+    arguments = [("x", b"1234", False, 8, b"\xff"), ("out", b"5678", True, 8, b"\xff"), b"abcd"]
     module = host_arrays.Module(xp, compiled)
     if is_found:
         with pytest.raises(KernelError, match="k_kernel: memory access out of bounds.* out"):

@@ -295,17 +295,15 @@ def test_a_device_gives_the_same_bits_and_waits_for_nothing(rng, path, loss):
     assert value.get()[0] == expected and (gradient.get() == dexpected).all()
 
 
-def test_labels_that_are_no_class_are_ignored_and_counted(rng):
+def test_labels_that_are_no_class_are_ignored(rng):
     coarse, target, coarse_there, _ = device_batch(rng)
     clean, wrong = target.copy(), target.copy()
     wrong[0, 1, :3], clean[0, 1, :3] = (4, 99, 254), 255
     for run, shape in ((upsampled_loss_forward, slice(None)),
                        (losses.cross_entropy_forward, np.s_[:, :3, :4])):
-        expected, cache = run(coarse_there, emulated_device.asarray(clean[shape]))
-        assert cache.invalid.get() == [0]
-        value, cache = run(coarse_there, emulated_device.asarray(wrong[shape]))
-        assert value.get() == expected.get() and cache.invalid.get() == [3]
-        assert cache.invalid.dtype == np.int32
+        expected, _ = run(coarse_there, emulated_device.asarray(clean[shape]))
+        value, _ = run(coarse_there, emulated_device.asarray(wrong[shape]))
+        assert value.get() == expected.get()
 
 
 @NAMES
@@ -374,6 +372,41 @@ def test_logits_of_16_bits_are_computed_with_in_float32(rng, loss):
             == upsampled_prediction(coarse.astype(np.float32), (12, 16))).all()
 
 
+@NAMES
+@pytest.mark.parametrize("path", [plain, fused])
+def test_logits_that_are_no_numbers_show_in_loss_and_gradient(rng, path, loss):
+    for number, classes in ((np.nan, slice(None)), (np.inf, slice(None)), (-np.inf, slice(None)),
+                            (np.nan, 1), (np.inf, 1)):
+        coarse, target = coarse_batch(rng, (3, 4), (3, 4) if path is plain else (6, 8),
+                                      ignored=0.0)
+        coarse[0, 1, 2, classes] = number
+        value, gradient = path(coarse, target, loss, **FEW[loss])
+        assert np.isnan(value) and np.isnan(gradient).any()
+
+
+@pytest.mark.parametrize("loss", ["ce", "focal", "combined"])
+@pytest.mark.parametrize("path", [plain, fused])
+def test_an_infinite_loss_has_no_gradient(rng, path, loss):
+    coarse, target = coarse_batch(rng, (3, 4), (3, 4) if path is plain else (6, 8), ignored=0.0)
+    coarse[..., 1] = -np.inf  # softmax is 0, without any NaN
+    target[:] = np.where(target == 1, 0, target)
+    assert np.isfinite(plain(coarse, target[:, :3, :4], loss)[1]).all()
+    target[0, 0, 0] = 1
+    value, gradient = path(coarse, target, loss)
+    assert not np.isfinite(value) and np.isnan(gradient).any()
+
+
+@NAMES
+def test_a_target_may_have_any_order_of_its_axes(rng, loss):
+    logits, target = random_batch(rng, shape=(2, 5, 7))
+    expected, dexpected = plain(logits, target, loss, **FEW[loss])
+    value, gradient = plain(logits, np.asfortranarray(target), loss, **FEW[loss])
+    assert value == expected and (gradient == dexpected).all()
+    one = np.broadcast_to(target[:, :1, :1], target.shape)
+    assert plain(logits, one, loss, **FEW[loss])[0] == plain(logits, one.copy(), loss,
+                                                             **FEW[loss])[0]
+
+
 # What is refused
 
 def test_what_has_no_kernels_says_so(rng):
@@ -402,6 +435,13 @@ def test_unusable_input_is_refused(rng):
                                counts=emulated_device.zeros((4,), np.int64))
     with pytest.raises(ValueError, match=r"counts has shape \(3,\)"):
         upsampled_loss_forward(coarse_there, target_there, counts=np.ones(3, np.int64))
+    with pytest.raises(ValueError, match=r"counts has 2147483648 pixels of a class; on a GPU"):
+        upsampled_loss_forward(coarse_there, target_there, counts=np.full(4, 2 ** 31))
+    for counts in (np.full(4, 1e3 + 0.5), np.full(4, np.nan), np.full(4, np.inf)):
+        for implementation in ("numpy", "cuda_cpu"):
+            with pytest.raises(ValueError, match="counts has .*expected whole numbers of pixels"):
+                upsampled_loss_forward(coarse, target, counts=counts,
+                                       implementation=implementation)
     with pytest.raises(TypeError, match="counts"):
         upsampled_loss_forward(coarse_there, target_there, "dice", counts=np.ones(4, np.int64))
     with pytest.raises(ValueError, match="300 classes; on a GPU, at most 255"):

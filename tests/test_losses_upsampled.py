@@ -208,6 +208,23 @@ def test_inputs_are_left_alone_and_may_be_views(rng, name):
 
 
 @NAMES
+@pytest.mark.parametrize("shape", [(1, 1, 1, 2), (1, 1, 1, 5), (1, 2, 3, 1), (2, 1, 1, 1)],
+                         ids=str)
+def test_one_pixel_or_one_class_is_left_alone(rng, name, shape):
+    logits, target = random_batch(rng, shape=shape[:3], num_classes=shape[3], ignored=0.0)
+    before = logits.copy()
+    required = {"prior": np.ones(shape[3])} if name == "logit_adjusted" else {}
+    forward, backward = PLAIN[name]
+    value, cache = forward(logits, target, **required)
+    backward(1.0, cache)
+    upsampled_loss_forward(logits, target, name, **required)
+    assert (logits == before).all()
+    twice = np.concatenate([before, before], axis=2), np.concatenate([target, target], axis=2)
+    assert forward(*twice, **required)[0] == pytest.approx(
+        value, rel=1e-12) or name in ("dice", "tversky", "combined")  # smoothing counts pixels
+
+
+@NAMES
 def test_the_same_numbers_with_one_thread_and_with_many(rng, monkeypatch, name):
     from minisegnet import parallel
 

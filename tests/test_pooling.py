@@ -254,11 +254,20 @@ def test_maximum_keeps_float32(rng, implementation):
     ((1, 4, 4, 1), {"kernel_size": 2, "padding": 2}, "padding 2 for kernel_size 2"),
     ((1, 4, 4, 1), {"kernel_size": 5}, "does not fit"),
     ((1, 4, 4, 1), {"kernel_size": 0}, "kernel_size must"),
+    ((1, 182, 182, 1), {"kernel_size": 182}, "kernel_size must .* at most 181, not 182"),
     ((1, 4, 4, 1), {"kernel_size": 2, "stride": 0}, "stride must"),
 ], ids=str)
 def test_maximum_refuses_windows_that_do_not_fit(implementation, shape, window, message):
     with pytest.raises(ValueError, match=message):
         max_pool2d_forward(np.zeros(shape), implementation=implementation, **window)
+
+
+@pytest.mark.parametrize("implementation", ["numpy", "cuda_cpu"])
+def test_the_largest_window_has_numbers_for_all_its_pixels(implementation):
+    x = np.zeros((1, 181, 181, 1))
+    x[0, -1, -1] = 1
+    out, cache = max_pool2d_forward(x, 181, implementation=implementation)
+    assert (max_pool2d_backward(out, cache, implementation=implementation) == x).all()
 
 
 @implementations

@@ -1,6 +1,8 @@
 """benchmarks/step_gpu.py: what it measures, on what is there without a GPU."""
 
 import json
+import os
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -175,6 +177,29 @@ def test_compiling_has_its_time_and_no_more(step_gpu, monkeypatch, tmp_path, cod
     start = time.monotonic()
     assert step_gpu.compile_beside("deeplab_light", SIZES, seconds) == found
     assert time.monotonic() - start < 10
+
+
+def test_what_is_compiled_beside_has_the_model_and_sizes_asked_for(step_gpu, monkeypatch):
+    def start(words, **_):
+        asked.extend(words[2:])
+        return SimpleNamespace(returncode=0, poll=lambda: 0,
+                               communicate=lambda timeout: ("1.5", ""))
+
+    asked, seen = [], []
+    monkeypatch.setattr(step_gpu.subprocess, "Popen", start)
+    assert step_gpu.compile_beside("deeplab_light", SIZES, 1) == 1.5
+    monkeypatch.setattr(step_gpu, "compiled_ms", lambda *given: seen.append(given))
+    assert step_gpu.main(asked) == 0
+    assert seen == [("deeplab_light", SIZES)]
+
+
+def test_without_torch_one_line_says_what_to_install(tmp_path):
+    (tmp_path / "torch.py").write_text("raise ModuleNotFoundError('none', name='torch')")
+    done = subprocess.run([sys.executable, FOLDER / "step_gpu.py", "--dry-run"],
+                          capture_output=True, text=True,
+                          env={**os.environ, "PYTHONPATH": str(tmp_path)})
+    assert done.returncode == 2 and done.stderr.count("\n") == 1
+    assert "pip install 'minisegnet[torch]'" in done.stderr
 
 
 def test_gradients_of_our_side_have_torchs_names(step_gpu, compiler):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from minisegnet import blocks, imbalance, layers, losses, metrics, ops, optim
+from minisegnet.errors import UserError, run_command
 from minisegnet.verify import __main__ as command
-from minisegnet.verify import cases_layers, cases_losses, cases_ops, cases_values
+from minisegnet.verify import cases_layers, cases_losses, cases_ops, cases_values, on_device
 from minisegnet.verify.case import GradientCase, run_case
 
 MODULES = {"op": cases_ops, "layer": cases_layers, "loss": cases_losses}
@@ -161,6 +162,16 @@ def test_a_forward_that_changes_its_input_is_found():
     case = GradientCase("op", "careless", {"x": np.ones(3)}, {}, forward,
                         lambda dout, _: [2 * dout], oracle="")
     assert "an input was changed" in run_case(case).failures
+
+
+def test_a_machine_that_cannot_run_kernels_is_told_of_once(monkeypatch, capsys):
+    def refuse(*_):
+        raise UserError("kernels need g++")
+
+    monkeypatch.setattr(on_device, "_run", refuse)
+    assert run_command(command.main, ["--device", "cuda_cpu"]) == 2
+    out, err = capsys.readouterr()
+    assert err == "error: kernels need g++\n" and "OVER" not in out
 
 
 def test_one_over_makes_the_command_fail_and_is_named(monkeypatch, capsys):

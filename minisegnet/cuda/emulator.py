@@ -67,12 +67,14 @@ class Module:
     """The kernels of one source text, compiled for the CPU; looks like `cupy.RawModule`.
 
     `names` are the kernels as C++ writes them, `add_kernel` or `scale_kernel<4>`. Raises UserError
-    without g++, KernelError with the compiler's words if it refuses the source.
+    where this machine cannot compile or load kernels, KernelError with the compiler's words if it
+    refuses the source.
     """
 
     def __init__(self, code, names, options=(), file_name="kernels.cu"):
         self.names = tuple(names)
-        self._library = _compile(code, self.names, tuple(options), file_name)
+        self._source = (code, self.names, tuple(options), file_name)
+        self._library = _compile(*self._source)
         self._lock = threading.Lock()
         self._worker = None
 
@@ -80,22 +82,36 @@ class Module:
         """Run kernel `name`; return the new contents of its writable arrays, in order.
 
         An argument is bytes, a number; or an array, (name, content, is_writable, misalignment,
-        the byte that fills what is around it); or the position of an argument that is the same
+        the bytes that are repeated around it); or the position of an argument that is the same
         array. What the kernel prints is printed. Raises ValueError for a launch that CUDA would
         refuse, KernelError for a kernel that breaks a rule.
         """
         if name not in self.names:
             raise ValueError(f"{name} is not among the compiled kernels {', '.join(self.names)}")
-        dims = launch_dims(name, grid, block, shared_bytes)
+        dims, shared_bytes = launch_sizes(name, grid, block, shared_bytes)
         request = (_symbol(self.names.index(name)), dims, shared_bytes,
                    FIBER_ORDERS[_order], arguments)
         with self._lock:
             if self._worker is None or not self._worker.is_alive():
-                self._worker = _Worker(self, self._library)
+                self._worker = self._start()
             status, result = self._worker.ask(name, request)
         if status == "error":
             raise KernelError(f"{name}: {result}")
         return result
+
+    def _start(self):
+        """Return a new `_Worker`; a library that cannot be loaded is compiled once more."""
+        try:
+            return _Worker(self, self._library)
+        except _NotLoaded:
+            with suppress(OSError):
+                self._library.unlink()
+            self._library = _compile(*self._source)
+        try:
+            return _Worker(self, self._library)
+        except _NotLoaded as error:
+            raise UserError(f"{self._library}, a compiled kernel, cannot be loaded ({error}); set "
+                            "TMPDIR to a folder of yours whose files may be executed") from None
 
     def close(self):
         """End the process that runs the kernels."""
@@ -104,19 +120,28 @@ class Module:
             self._worker = None
 
 
-def launch_dims(name, grid, block, shared_bytes):
-    """Return the six sizes of a launch, the grid's and a block's; ValueError if CUDA has none."""
-    grid, block = (tuple(map(operator.index, sizes)) + (1,) * (3 - len(sizes))
-                   for sizes in (grid, block))
+def launch_sizes(name, grid, block, shared_bytes):
+    """Return a launch's six sizes, the grid's and a block's, and its bytes of shared memory.
+
+    Raises ValueError if CUDA has no such launch, TypeError for other things than whole numbers.
+    """
+    try:
+        grid, block = (tuple(map(operator.index, sizes)) for sizes in (grid, block))
+        shared_bytes = operator.index(shared_bytes)
+    except TypeError:
+        raise TypeError(f"{name}: grid {grid!r}, block {block!r} and shared_bytes "
+                        f"{shared_bytes!r}; expected two tuples of integers and an integer"
+                        ) from None
+    grid, block = (sizes + (1,) * (3 - len(sizes)) for sizes in (grid, block))
     dims = (*grid, *block)
     fits = all(1 <= size <= limit for size, limit in zip(dims, MAX_GRID + MAX_BLOCK))
     if len(dims) != 6 or not fits or block[0] * block[1] * block[2] > MAX_THREADS:
         raise ValueError(f"{name}: CUDA launches no grid {grid} of blocks {block}; a grid may be "
                          f"{MAX_GRID}, a block {MAX_BLOCK}, and of {MAX_THREADS} threads in all")
     if not 0 <= shared_bytes <= MAX_SHARED_BYTES:
-        raise ValueError(f"{name}: {shared_bytes} bytes of shared memory, more than "
+        raise ValueError(f"{name}: {shared_bytes} bytes of shared memory; there may be 0 to "
                          f"{MAX_SHARED_BYTES}")
-    return dims
+    return dims, shared_bytes
 
 
 def _symbol(i):
@@ -124,7 +149,10 @@ def _symbol(i):
 
 
 def _compile(code, names, options, file_name):
-    """Return the path of the shared library, compiled unless the same source was before."""
+    """Return the path of the shared library, compiled unless the same source was before.
+
+    Raises KernelError for an error in the source, UserError where the machine is to blame.
+    """
     exports = "".join(f'CUDA_CPU_EXPORT({_symbol(i)}, "{name}", ({name}))\n'
                       for i, name in enumerate(names))
     source = f'#include "emulator.h"\n#line 1 "{file_name}"\n{code}\n{exports}'
@@ -135,25 +163,26 @@ def _compile(code, names, options, file_name):
     defined = [option for option in options if not option.startswith("-I")]
     key = hashlib.sha256("\0".join((code, exports, headers, *defined, *CXX_FLAGS)).encode())
     folder = Path(tempfile.gettempdir()) / f"minisegnet-kernels-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise UserError(f"{folder}, where kernels are kept, is another user's; set TMPDIR")
-    library = folder / f"{key.hexdigest()[:24]}.so"
-    if library.exists():
-        os.utime(library)  # used today
-        return library
-    if not is_available():
-        raise UserError("kernels run on the CPU need g++; install it (Debian: apt install g++)")
-    with tempfile.TemporaryDirectory(dir=folder) as work:
-        cpp, made = Path(work) / "kernels.cpp", Path(work) / "kernels.so"
-        cpp.write_text(source)
-        done = subprocess.run(["g++", *CXX_FLAGS, *_newer_flags(), f"-I{HERE}", *options, cpp,
-                               "-o", made], capture_output=True, text=True,
-                              env={**os.environ, "LC_ALL": "C"})  # "error:" in every country
-        if done.returncode:
-            errors = re.findall(r"^.*error:.*$", done.stderr, re.MULTILINE)
-            raise KernelError("\n".join(errors[:5]) or done.stderr[-2000:])
-        os.replace(made, library)
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        if folder.stat().st_uid != os.getuid():
+            raise UserError(f"{folder}, where kernels are kept, is another user's; set TMPDIR")
+        library = folder / f"{key.hexdigest()[:24]}.so"
+        if library.exists():
+            with suppress(OSError):  # of a folder that may only be read, or tidied up meanwhile
+                os.utime(library)  # used today
+            return library
+        if not is_available():
+            raise UserError("kernels run on the CPU need g++; install it (Debian: apt install "
+                            "g++)")
+        with tempfile.TemporaryDirectory(dir=folder) as work:
+            cpp, made = Path(work) / "kernels.cpp", Path(work) / "kernels.so"
+            cpp.write_text(source)
+            _run_compiler([*options, cpp, "-o", made], file_name)
+            os.replace(made, library)
+    except OSError as error:
+        raise UserError(f"{folder}, where compiled kernels are kept, is of no use ({error}); set "
+                        "TMPDIR to a folder that can be written to") from error
     for old in folder.glob("*.so"):
         with suppress(FileNotFoundError):  # another program tidies up, too
             if old.stat().st_mtime < time.time() - KEPT_SECONDS:
@@ -161,15 +190,46 @@ def _compile(code, names, options, file_name):
     return library
 
 
+def _run_compiler(arguments, file_name):
+    """Run g++; raise KernelError if the source is wrong, UserError if g++ fails for the rest."""
+    done = subprocess.run(["g++", *CXX_FLAGS, *_newer_flags(), f"-I{HERE}", *arguments],
+                          capture_output=True, text=True,
+                          env={**os.environ, "LC_ALL": "C"})  # "error:" in every country
+    if done.returncode == 0:
+        return
+    errors = re.findall(r"^.*error:.*$", done.stderr, re.MULTILINE)
+    # At a line of the source, but for a full disk, which is noticed at its last one.
+    wrong = [error for error in errors
+             if re.search(r":\d+: (fatal )?error:", error) and "error writing to" not in error]
+    if wrong:
+        raise KernelError("\n".join(wrong[:5]))
+    words = (errors or done.stderr.split("\n") or [""])[0].strip()
+    raise UserError(f"g++ cannot compile {file_name}: {words or 'it ended without a word'}; is it "
+                    "installed in full, and is there memory, and room in "
+                    f"{tempfile.gettempdir()}?")
+
+
 @lru_cache
 def _newer_flags():
     """From g++ 12 on, a local variable that is read before it is written shows."""
     version = subprocess.run(["g++", "-dumpversion"], capture_output=True, text=True).stdout
-    return ("-ftrivial-auto-var-init=pattern",) if int(version.split(".")[0]) >= 12 else ()
+    major = re.match(r"\d*", version).group()
+    return ("-ftrivial-auto-var-init=pattern",) if int(major or 0) >= 12 else ()
+
+
+class _Died(Exception):
+    """The process of a module ended; what it said last."""
+
+
+class _NotLoaded(Exception):
+    """A process could not load its library."""
 
 
 class _Worker:
-    """The process that runs a module's kernels; ends with it, and with this program."""
+    """The process that runs a module's kernels; ends with it, and with this program.
+
+    Raises _NotLoaded, with the reason, if that is as far as it comes.
+    """
 
     def __init__(self, module, library):
         self._printed = tempfile.TemporaryFile("a+b")  # by kernels, and the words of an error
@@ -179,6 +239,10 @@ class _Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._printed,
             start_new_session=True)  # Ctrl-C is for this program alone
         self.stop = weakref.finalize(module, _stop, self._process, self._printed)
+        try:
+            self._receive()
+        except _Died as error:
+            raise _NotLoaded(str(error) or "it ended the process") from None
 
     def is_alive(self):
         return self._process.poll() is None
@@ -186,24 +250,34 @@ class _Worker:
     def ask(self, name, request):
         """Return the answer to a request; KernelError if the process dies of it."""
         try:
-            pickle.dump(request, self._process.stdin, protocol=5)
-            self._process.stdin.flush()
-            answer = pickle.load(self._process.stdout)
-        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
-            words = self._new_words().strip()
-            self.stop()
-            raise KernelError(words or f"{name}: its process died") from None
-        except BaseException:  # Ctrl-C: an answer that comes later would be taken for the next one
-            self.stop()
-            raise
+            answer = self._receive(request)
+        except _Died as error:
+            raise KernelError(str(error) or f"{name}: its process died") from None
         words = self._new_words()
         if words:
             print(words, end="")
         return answer
 
+    def _receive(self, request=None):
+        """Send a request, if any, and return the answer; _Died, with the last words, if none."""
+        try:
+            if request is not None:
+                pickle.dump(request, self._process.stdin, protocol=5)
+                self._process.stdin.flush()
+            return pickle.load(self._process.stdout)
+        except (EOFError, BrokenPipeError, pickle.UnpicklingError):
+            words = self._new_words().strip()
+            self.stop()
+            raise _Died(words) from None
+        except BaseException:  # Ctrl-C: an answer that comes later would be taken for the next one
+            self.stop()
+            raise
+
     def _new_words(self):
-        words = os.pread(self._printed.fileno(), 1 << 20, self._seen)
-        self._seen = os.fstat(self._printed.fileno()).st_size
+        words = b""
+        while more := os.pread(self._printed.fileno(), 1 << 20, self._seen + len(words)):
+            words += more
+        self._seen += len(words)
         return words.decode(errors="replace")
 
 

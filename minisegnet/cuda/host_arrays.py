@@ -43,7 +43,8 @@ class Module:
 
     def run(self, name, grid, block, arguments, shared_bytes=0):
         """See `emulator.Module.run`."""
-        emulator.launch_dims(name, grid, block, shared_bytes)  # CuPy takes a grid of 0 for 1
+        # CuPy takes a grid of 0 for 1.
+        _, shared_bytes = emulator.launch_sizes(name, grid, block, shared_bytes)
         buffers, passed = [], []
         for argument in arguments:
             if isinstance(argument, bytes):  # a number: what counts are its bits
@@ -70,7 +71,7 @@ class _Buffer:
         self.name, self.is_writable = name, is_writable
         start = GUARD + misalignment
         self._array = slice(start, start + len(content))
-        self._host = np.full(start + len(content) + GUARD, pattern, np.uint8)
+        self._host = np.resize(np.frombuffer(pattern, np.uint8), start + len(content) + GUARD)
         self._host[self._array] = np.frombuffer(content, np.uint8)
         self._device = xp.asarray(self._host)
         self.array = self._device[self._array]

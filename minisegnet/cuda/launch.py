@@ -31,6 +31,12 @@ SCALARS = {"int": np.int32, "unsigned": np.uint32, "unsigned int": np.uint32, "b
            "long long": np.int64, "unsigned long long": np.uint64, "unsigned char": np.uint8,
            "short": np.int16, "float": np.float32, "double": np.float64}
 
+# What is around an array on the CPU is NaN, a signalling one: all arithmetic with it sets a bit of
+# it, so that a `+=` there is seen. Around integers it is a number that no label and no index has.
+AROUND = {name: number.to_bytes(size, "little") for name, size, number in (
+    ("float32", 4, 0x7FA00001), ("float64", 8, 0x7FF4000000000001), ("float16", 2, 0x7D01),
+    ("bfloat16", 2, 0x7FA1))}
+
 _recording = None  # the list that launches are noted in
 
 
@@ -303,10 +309,8 @@ def _run_emulated(module, name, grid, block, parameters, converted, shared_bytes
         hosts[i] = host = getattr(value, "host", value)
         groups.setdefault((host.ctypes.data, host.nbytes), []).append(i)
         misalignment = host.ctypes.data % 32 if host is not value else 0
-        # What is around an array is NaN, or a number that no label and no index has.
-        pattern = 0xA5 if host.dtype.kind in "iub" else 0xFF
         arguments.append((parameters[i].name, host.tobytes(), not parameters[i].is_const,
-                          misalignment, pattern))
+                          misalignment, AROUND.get(str(host.dtype), b"\xa5")))
     _check_memory(name, parameters, hosts)
     for i, *others in groups.values():  # an array that is given twice is one array
         if any(not parameters[j].is_const for j in others):

@@ -4,7 +4,8 @@ A program of its own, started by `emulator.py`: requests come in on stdin, resul
 stdout, what kernels print on stderr. An array ends where its last page does, so that one element
 too far is a fault, not another array's number; where fibers run in reverse it starts where its
 first page does. What else is on its pages, at its end up to 31 bytes where its size is no multiple
-of 32, holds a pattern that is compared afterwards. Imports the standard library alone.
+of 32, holds a pattern that is compared afterwards. The first word on stdout is that the library is
+loaded; one that cannot be is an exit code. Imports the standard library alone.
 """
 
 import ctypes
@@ -28,12 +29,12 @@ class Array(ctypes.Structure):
 class GuardedBuffer:
     """The bytes `content` between forbidden pages, at the end of theirs or `at_start`.
 
-    `misalignment` shifts the start of the array; `pattern` is a byte to fill what is around it.
+    `misalignment` shifts the start of the array; `pattern`, the bytes of one element or of one
+    byte, is repeated around it.
     """
 
     def __init__(self, libc, name, content, is_writable, misalignment, pattern, at_start):
         self.name, self.size, self.is_writable = name, len(content), is_writable
-        self._pattern = bytes([pattern])
         span = -(-(self.size + ALIGNMENT) // PAGE) * PAGE
         self._length, self._libc = span + 2 * GUARD, libc
         self._mapping = libc.mmap(None, self._length, 0,
@@ -43,9 +44,11 @@ class GuardedBuffer:
         libc.mprotect(self._first, span, mmap.PROT_READ | mmap.PROT_WRITE)
         start = self._first if at_start else last - self.size - misalignment
         self.address = start // ALIGNMENT * ALIGNMENT + misalignment
-        ctypes.memset(self._first, pattern, span)
-        ctypes.memmove(self.address, bytes(content), self.size)
-        self._last = last
+        # An array is whole elements, and so is what lies before it.
+        self._before, self._behind = (
+            (pattern * (size // len(pattern) + 1))[:size]
+            for size in (self.address - self._first, last - self.address - self.size))
+        ctypes.memmove(self._first, self._before + content + self._behind, span)
         if not is_writable:
             libc.mprotect(self._first, span, mmap.PROT_READ)
 
@@ -56,9 +59,8 @@ class GuardedBuffer:
     def is_damaged(self):
         """Whether something was written before or behind the array."""
         end = self.address + self.size
-        around = (ctypes.string_at(self._first, self.address - self._first)
-                  + ctypes.string_at(end, self._last - end))
-        return around != self._pattern * len(around)
+        return (ctypes.string_at(self._first, len(self._before)) != self._before
+                or ctypes.string_at(end, len(self._behind)) != self._behind)
 
     def free(self):
         """Give the memory back."""
@@ -97,8 +99,13 @@ def run(library, libc, symbol, dims, shared_bytes, order, arguments):
 
 def main():
     """Answer requests until there are no more: `sandbox.py library seconds_of_a_launch`."""
-    library, seconds = ctypes.CDLL(sys.argv[1]), float(sys.argv[2])
+    try:
+        library, seconds = ctypes.CDLL(sys.argv[1]), float(sys.argv[2])
+    except OSError as error:  # damaged, of another machine, on a disk that executes nothing
+        sys.exit(str(error))
     results = os.fdopen(os.dup(1), "wb")
+    pickle.dump("loaded", results, protocol=5)
+    results.flush()
     os.dup2(2, 1)  # where a kernel's printf goes
     libc = ctypes.CDLL(None)
     libc.mmap.restype = ctypes.c_void_p

@@ -82,7 +82,7 @@ def check_labels(target, num_classes, ignore_index):
             f"{ignore_index}; map them with a class map, or set num_classes or ignore_index"
         )
     counts = np.bincount(labels, minlength=num_classes)
-    index = target.astype(np.min_scalar_type(num_classes))
+    index = target.astype(np.min_scalar_type(num_classes), order="C")
     index[ignored] = num_classes
     return Labels(index, counts, labels.size)
 
@@ -104,7 +104,8 @@ def counts_to_divide_by(counts, labels):
     """Return the pixels per class (K,) that a mean is over: those of `labels`, or `counts`.
 
     `counts` are given where the batch is a part of a larger one, and its loss a term of that
-    one's. Raises ValueError if the part would have more pixels of a class than the whole.
+    one's. Raises ValueError for what is no number of pixels, and if the part would have more
+    pixels of a class than the whole.
     """
     if counts is None:
         return labels.counts
@@ -112,6 +113,8 @@ def counts_to_divide_by(counts, labels):
     if counts.shape != labels.counts.shape:
         raise ValueError(f"counts has shape {counts.shape}; expected ({labels.counts.size},), the "
                          "pixels per class of the whole batch")
+    if not (np.isfinite(counts) & (np.floor(counts) == counts)).all():
+        raise ValueError(f"counts has {counts.tolist()}; expected whole numbers of pixels")
     if (counts < labels.counts).any():
         c = int((counts < labels.counts).argmax())
         raise ValueError(f"counts has {counts[c]} pixels of class {c}, but this part of the batch "
@@ -144,7 +147,7 @@ def map_pixel_blocks(function, *arrays):
 
 def classes_first(rows):
     """Return a copy (K, P) of logits (P, K), shifted so that the largest of each pixel is 0."""
-    z = np.ascontiguousarray(rows.T)
+    z = np.array(rows.T, order="C")  # a copy even of one pixel or one class, unlike contiguous
     z -= z.max(axis=0)
     return z
 

@@ -65,8 +65,8 @@ def cross_entropy_forward(logits, target, *, weight=None, counts=None, ignore_in
     one: its denominator is taken, and the losses of the parts add up to the loss of the whole.
     `implementation` is "loops" (the definition), "numpy", "cuda" or "cuda_cpu"; None chooses by
     the array. On a device the loss is an array (1,), and labels that are no class are not refused
-    but ignored and counted, in `cache.invalid`. Raises ValueError for shapes, weights or labels
-    that do not fit, TypeError for dtypes.
+    but ignored. Raises ValueError for shapes, weights or labels that do not fit, TypeError for
+    dtypes.
     """
     if uses_kernels(implementation, logits, "loops", "numpy"):
         check_shapes(logits, target)

@@ -4,7 +4,7 @@
 //   shift         every pixel's logits less their highest: what float32 cannot hold of a logit of
 //                 1e4 is lost in log sum exp otherwise. The same of coarse logits.
 //   forward       a group of blockDim.x lanes holds one pixel, its lanes neighbouring classes: the
-//                 logits are read once. Per block three sums for the mean over pixels.
+//                 logits are read once. Per block two sums for the mean over pixels.
 //   overlap       a thread owns a class and walks over pixels: I, S and T, per block. One read.
 //   backward      a group per pixel again: logits read once (for overlaps twice, the second time
 //                 from the L1 cache), dlogits written once, scaled by dloss before it is rounded.
@@ -45,7 +45,6 @@ __global__ void softmax_forward_kernel(
   __shared__ REAL of_warps[32];
   const int lanes = blockDim.x;
   REAL loss = 0, denominator = 0;
-  int invalid = 0;
   // All groups of a block go round equally often: shuffles need every lane of a warp.
   for (int first = blockIdx.x * blockDim.y; first < P; first += gridDim.x * blockDim.y) {
     const int p = first + threadIdx.y;
@@ -67,7 +66,6 @@ __global__ void softmax_forward_kernel(
     }
     if (smooth) smooth_below = group_sum(smooth_below, lanes);
     if (threadIdx.x > 0) continue;
-    invalid += label.is_invalid;
     if (!label.is_valid) continue;
     const REAL lse_p = sum.value();
     lse[p] = lse_p;
@@ -78,7 +76,7 @@ __global__ void softmax_forward_kernel(
     loss += terms.loss + smooth_below - smooth_total * log_prob;
     denominator += counted[label.y];
   }
-  store_mean(loss, denominator, invalid, of_warps, sums);
+  store_mean(loss, denominator, of_warps, sums);
 }
 
 __global__ void softmax_overlap_kernel(
@@ -92,7 +90,7 @@ __global__ void softmax_overlap_kernel(
        p += gridDim.x * blockDim.y) {
     const Label label = label_of(target, p, true, ignore_index, K);
     if (!label.is_valid) continue;
-    const REAL prob = exp(min(REAL(logits[p * K + k]) - lse[p], REAL(0)));
+    const REAL prob = exp(at_most_zero(REAL(logits[p * K + k]) - lse[p]));
     total[0] += prob;
     if (k == label.y) {
       intersection[0] += prob;
@@ -139,26 +137,26 @@ __global__ void softmax_backward_kernel(
   }
 }
 
-// One block. The mean over pixels from sums (3, count): loss (1,), and factor / D in scale (1,). D
+// One block. The mean over pixels from sums (2, count): loss (1,), and factor / D in scale (1,). D
 // is the sum of counted[y] over the pixels, or over `counts` (K,), those of a whole batch.
 __global__ void pixel_mean_kernel(
     const REAL* __restrict__ sums, const int* __restrict__ counts,
     const REAL* __restrict__ counted, REAL* __restrict__ loss, REAL* __restrict__ scale,
-    int* __restrict__ invalid, REAL factor, int count, int K) {
+    REAL factor, int count, int K) {
   __shared__ REAL of_warps[32];
-  REAL sum[3] = {};
+  REAL sum[2] = {};
   for (int i = threadIdx.x; i < count; i += blockDim.x)
-    for (int q = 0; q < 3; q++) sum[q] += sums[q * count + i];
+    for (int q = 0; q < 2; q++) sum[q] += sums[q * count + i];
   if (counts) {
     sum[1] = 0;
     for (int k = threadIdx.x; k < K; k += blockDim.x) sum[1] += REAL(counts[k]) * counted[k];
   }
-  for (int q = 0; q < 3; q++) sum[q] = block_sum(sum[q], of_warps);
+  for (int q = 0; q < 2; q++) sum[q] = block_sum(sum[q], of_warps);
   if (threadIdx.x > 0) return;
-  // Nothing to learn from: loss 0, gradient 0.
+  // Nothing to learn from: loss 0, gradient 0. NaN of a loss that is not finite goes into the whole
+  // gradient, so that its norm tells of it, too, and the step is skipped.
   loss[0] = sum[1] > 0 ? sum[0] / sum[1] : REAL(0);
-  scale[0] = sum[1] > 0 ? factor / sum[1] : REAL(0);
-  invalid[0] = int(sum[2]);
+  scale[0] = sum[1] > 0 ? factor / sum[1] + 0 * loss[0] : REAL(0);
 }
 
 // The sum over a block of `value`, for all threads.
@@ -218,7 +216,8 @@ __global__ void overlap_mean_kernel(
     const REAL Q = I + smooth + alpha * (S - I) + beta * (T - I);
     const bool is_empty = Q == 0;  // not there, not predicted, smooth 0: TI = 1, no gradient
     const REAL index = is_empty ? REAL(1) : (I + smooth) / Q;
-    const REAL floored = max(index, REAL(1e-7));  // log dice is cut here, as in dice.py
+    // log dice is cut here, as in dice.py; max would hide NaN from the loss.
+    const REAL floored = index < REAL(1e-7) ? REAL(1e-7) : index;
     value += a * (logarithm ? -log(floored) : 1 - index);
     if (is_empty) a = 0;
     if (logarithm) a = index > REAL(1e-7) ? a / floored : REAL(0);

@@ -46,7 +46,8 @@ struct LogSum {
   __device__ __forceinline__ REAL value() const { return highest + log(sum); }
 };
 
-// Rounding must not make a probability exceed 1. NaN stays, where min would hide it from the loss.
+// Rounding must not make a probability exceed 1. NaN stays, where min would hide it from the loss:
+// in what the loss is summed up from. The backward pass gets it with the sums, and may take min.
 __device__ __forceinline__ REAL at_most_zero(REAL log_prob) {
   return log_prob > 0 ? REAL(0) : log_prob;
 }
@@ -54,13 +55,13 @@ __device__ __forceinline__ REAL at_most_zero(REAL log_prob) {
 // The class of a pixel, and whether it counts. A label beyond the classes is treated as ignored.
 struct Label {
   int y;
-  bool is_valid, is_invalid;
+  bool is_valid;
 };
 
 __device__ __forceinline__ Label label_of(const unsigned char* target, int p, bool is_inside,
                                           int ignore_index, int K) {
   const int y = is_inside ? int(target[p]) : ignore_index;
-  return {y, y != ignore_index && y < K, y != ignore_index && y >= K};
+  return {y, y != ignore_index && y < K};
 }
 
 // What a pixel adds to the mean, and how hard it pulls.
@@ -105,14 +106,12 @@ __device__ __forceinline__ void store_overlap(const REAL (&intersection)[CLASSES
   }
 }
 
-// A block's sums of loss, denominator and labels beyond the classes, into `sums` (3, gridDim.x).
-__device__ __forceinline__ void store_mean(REAL loss, REAL denominator, int invalid,
-                                           REAL* of_warps, REAL* sums) {
+// A block's sums of loss and denominator, into `sums` (2, gridDim.x).
+__device__ __forceinline__ void store_mean(REAL loss, REAL denominator, REAL* of_warps,
+                                           REAL* sums) {
   loss = block_sum(loss, of_warps);
   denominator = block_sum(denominator, of_warps);
-  const REAL wrong = block_sum(REAL(invalid), of_warps);
   if (threadIdx.x + threadIdx.y > 0) return;
   sums[blockIdx.x] = loss;
   sums[gridDim.x + blockIdx.x] = denominator;
-  sums[2 * gridDim.x + blockIdx.x] = wrong;
 }

@@ -2,7 +2,7 @@
 
 Nothing here waits for the device: pixels are counted, sums divided and losses added by kernels, so
 the loss is an array (1,) there. A label that is no class cannot be refused without waiting; its
-pixel is treated as ignored, and counted in `DeviceCache.invalid`.
+pixel is treated as ignored.
 
 All losses are one family (see softmax.h): a mean over pixels, an overlap, or both. The logits are
 `FullLogits`, or the `CoarseLogits` of upsampled_cuda.py: the same three passes, with kernels of
@@ -29,6 +29,7 @@ KERNELS = KernelFile(Path(__file__).with_name("softmax.cu"))
 THREADS = 256  # of a block
 # Blocks that leave sums: enough for every multiprocessor, few enough to be added up by one block.
 MEAN_BLOCKS, OVERLAP_BLOCKS = 2112, 528
+MAX_COUNT = 2 ** 31 - 1  # pixels of a class, counted in int
 MAX_CLASSES = 255  # labels are bytes, and one value of theirs is for ignored pixels
 
 
@@ -76,7 +77,6 @@ class DeviceCache(NamedTuple):
     scale: object  # (1,) that the pixel loss's gradient is multiplied by
     dintersection: object  # (K,) dL/dI of the overlap, or None
     dtotal: object  # (K,) dL/dS, or None
-    invalid: object  # (1,) int32, labels that are neither a class nor ignored
     parts: dict  # {"focal": ..., "dice": ...} of a sum
 
 
@@ -110,9 +110,8 @@ def loss_forward_cuda(logits, target, loss, *, counts=None, ignore_index=255):
                           gamma=0.0 if pixels is None else pixels.gamma,
                           smooth_total=smooth_total(loss))
     value, scale = xp.empty((1,), real), xp.empty((1,), real)
-    invalid = xp.empty((1,), np.int32)
     KERNELS.launch("pixel_mean_kernel", (1,), (THREADS,), sums=sums, counts=counts,
-                   counted=tables["counted"], loss=value, scale=scale, invalid=invalid,
+                   counted=tables["counted"], loss=value, scale=scale,
                    factor=loss.lambda_pixels, count=sums.shape[1], K=K)
     dintersection = dtotal = None
     parts = {}
@@ -131,7 +130,7 @@ def loss_forward_cuda(logits, target, loss, *, counts=None, ignore_index=255):
         if pixels is not None:
             parts = {"focal": element(pixel_loss), "dice": element(part)}
     return element(value), DeviceCache(logits, target, ignore_index, loss, lse, on_target, scale,
-                                       dintersection, dtotal, invalid, parts)
+                                       dintersection, dtotal, parts)
 
 
 def _shifted(logits):
@@ -227,7 +226,11 @@ def _labels(xp, target, num_classes, ignore_index, counts):
     if counts is not None and get_array_module(counts) is np:
         # What a target on a device has of each class is not known here; 0 passes the check.
         known = labels or Labels(None, np.zeros(num_classes, np.int64), 0)
-        counts = xp.asarray(np.asarray(counts_to_divide_by(counts, known), np.int32))
+        counts = counts_to_divide_by(counts, known)
+        if counts.max() > MAX_COUNT:
+            raise ValueError(f"counts has {counts.max()} pixels of a class; on a GPU, at most "
+                             f"{MAX_COUNT}")
+        counts = xp.asarray(counts.astype(np.int32))
     elif counts is not None and (counts.shape != (num_classes,) or counts.dtype != np.int32):
         raise ValueError(f"counts are {counts.dtype} {counts.shape} on the device; expected int32 "
                          f"({num_classes},), as from pixels_per_class")
@@ -267,11 +270,11 @@ class FullLogits(NamedTuple):
         return self.array.shape[3]
 
     def forward(self, target, ignore_index, **arguments):
-        """Fill lse and on_target; return the sums (3, blocks) of a mean over pixels."""
+        """Fill lse and on_target; return the sums (2, blocks) of a mean over pixels."""
         xp, K = get_array_module(self.array), self.num_classes
         lanes, rows = pixel_group(K)
         count = min(blocks(target.size, rows), MEAN_BLOCKS)
-        sums = xp.empty((3, count), real_dtype(self.array))
+        sums = xp.empty((2, count), real_dtype(self.array))
         KERNELS.launch("softmax_forward_kernel", (count,), (lanes, rows), logits=self._logits(),
                        target=target, ignore_index=ignore_index, sums=sums, P=target.size, K=K,
                        **arguments)

@@ -131,7 +131,6 @@ __global__ void upsampled_forward_kernel(
   DYNAMIC_SHARED(REAL, wide);
   __shared__ REAL of_warps[32];
   REAL loss = 0, denominator = 0;
-  int invalid = 0;
   for (int job = blockIdx.x; job < N * H * pieces; job += gridDim.x) {
     const Piece piece = piece_of(job, length, pieces, h, w, H, W);
     const Rows rows = rows_of(coarse, shift, piece.n, piece.row, h, w, K);
@@ -154,7 +153,6 @@ __global__ void upsampled_forward_kernel(
             smooth_below += smooth[k0 + k + i] * (z_y - z[i]);
       }
     }
-    invalid += label.is_invalid;
     if (!label.is_valid) continue;
     const REAL lse_p = sum.value();
     lse[piece.p] = lse_p;
@@ -165,7 +163,7 @@ __global__ void upsampled_forward_kernel(
     loss += terms.loss + smooth_below - smooth_total * log_prob;
     denominator += counted[label.y];
   }
-  store_mean(loss, denominator, invalid, of_warps, sums);
+  store_mean(loss, denominator, of_warps, sums);
 }
 
 // What a pixel's gradient needs of an overlap: its mean, and its pull with that of the pixel loss.
@@ -274,7 +272,7 @@ __global__ void upsampled_overlap_kernel(
         const REAL lse_p = lse[p], across = share_of(X, j, w, W);
 #pragma unroll
         for (int v = 0; v < CLASSES; v++) {
-          const REAL prob = exp(min(blend(left[v], right[v], across) - lse_p, REAL(0)));
+          const REAL prob = exp(at_most_zero(blend(left[v], right[v], across) - lse_p));
           const bool is_target = k0 + int(threadIdx.x + v * blockDim.x) == label.y;
           total[v] += prob;
           intersection[v] += is_target ? prob : REAL(0);

@@ -142,9 +142,12 @@ def upsampled_prediction(coarse, size, *, implementation=None):
     """Return the most likely class (N, *size) of coarse logits (N, h, w, K) enlarged to size.
 
     uint8 for up to 256 classes, which is all that there may be on a device. The lowest class wins
-    a tie. `implementation` is "numpy", "cuda" or "cuda_cpu".
+    a tie. `implementation` is "numpy", "cuda" or "cuda_cpu". Raises ValueError for a size that is
+    none.
     """
     check_logits(coarse)
+    if len(size) != 2 or min(size) < 1:
+        raise ValueError(f"size is {size}; expected (height, width), both at least 1")
     if uses_kernels(implementation, coarse, "numpy"):
         return upsampled_prediction_cuda(coarse, size)
     N, _, _, K = coarse.shape

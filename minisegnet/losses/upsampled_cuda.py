@@ -56,10 +56,10 @@ class CoarseLogits(NamedTuple):
         return self.array.shape[3]
 
     def forward(self, target, ignore_index, **arguments):
-        """Fill lse and on_target; return the sums (3, blocks) of a mean over pixels."""
+        """Fill lse and on_target; return the sums (2, blocks) of a mean over pixels."""
         xp = get_array_module(self.array)
         grid, launch = self.pieces()
-        sums = xp.empty((3, *grid), real_dtype(self.array))
+        sums = xp.empty((2, *grid), real_dtype(self.array))
         KERNELS.launch("upsampled_forward_kernel", grid, **launch, target=target,
                        ignore_index=ignore_index, sums=sums, **arguments)
         return sums

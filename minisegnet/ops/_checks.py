@@ -31,11 +31,35 @@ def check_dtype(op, x, *others):
                         f"x.astype(...)")
 
 
-def check_upstream(op, dout, expected):
-    """Raise ValueError unless `dout` has the shape of the forward's output."""
+def check_upstream(op, dout, expected, like=None):
+    """Raise ValueError unless `dout` has the shape of the forward's output, `expected`.
+
+    Raises TypeError unless it has the dtype of the array `like`, an activation; or, of an op whose
+    backward needs none, any that activations may have.
+    """
     if dout.shape != tuple(expected):
         raise ValueError(f"{op} backward takes dout of the output's shape {tuple(expected)}, "
                          f"not {dout.shape}")
+    if like is not None and dout.dtype != like.dtype:
+        raise TypeError(f"{op} backward takes dout of the output's dtype {like.dtype}, not "
+                        f"{dout.dtype}; use dout.astype(...)")
+    check_dtype(op, dout)
+
+
+def gradient_array(op, name, given, shape, dtype, xp):
+    """Return the array that a parameter's gradient is added to: `given`, or zeros where None.
+
+    Raises ValueError for a given one of another shape or with gaps, TypeError for another dtype.
+    """
+    if given is None:
+        return xp.zeros(shape, dtype)
+    if given.shape != tuple(shape) or not given.flags.c_contiguous:
+        gaps = "" if given.flags.c_contiguous else " with gaps or another order of axes"
+        raise ValueError(f"{op} backward adds to a contiguous {name} of shape {tuple(shape)}, not "
+                         f"to one of {given.shape}{gaps}")
+    if given.dtype != dtype:
+        raise TypeError(f"{op} backward adds to a {name} of {dtype}, not {given.dtype}")
+    return given
 
 
 def choose(implementation, x, **choices):

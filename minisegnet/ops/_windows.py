@@ -2,6 +2,10 @@
 
 from typing import NamedTuple
 
+# Of a stride, a padding and a dilation: kernels compute in int where a tap falls, three strides
+# beyond the map too, and no map is as long as this.
+LARGEST = 2 ** 20
+
 
 class Tap(NamedTuple):
     """One kernel position, and the outputs for which it lands inside the input."""
@@ -27,11 +31,13 @@ def output_size(size, kernel, stride, padding, dilation):
 
 
 def check_window(stride, padding, dilation):
-    """Refuse anything but a whole stride >= 1, padding >= 0 and dilation >= 1."""
+    """Refuse anything but a whole stride >= 1, padding >= 0 and dilation >= 1, up to LARGEST."""
     for name, value, least in (("stride", stride, 1), ("padding", padding, 0),
                                ("dilation", dilation, 1)):
         if not isinstance(value, int) or value < least:
             raise ValueError(f"{name} must be a whole number >= {least}, not {value!r}")
+        if value > LARGEST:
+            raise ValueError(f"{name} must be at most {LARGEST}, not {value!r}")
 
 
 def _valid(k, in_size, out_size, stride, padding, dilation):

@@ -15,7 +15,7 @@ import numpy as np
 from minisegnet.backend import get_array_module
 from minisegnet.cuda.launch import KernelFile, blocks
 from minisegnet.ops import activations
-from minisegnet.ops._checks import check_dtype, check_upstream, choose
+from minisegnet.ops._checks import check_dtype, check_upstream, choose, gradient_array
 from minisegnet.parallel import parallel_map, row_blocks
 
 # Those whose slope at z their backward can tell from z itself.
@@ -58,11 +58,11 @@ def batch_norm_forward(x, weight, bias, running_mean, running_var, *, training, 
     per channel, which has no variance; TypeError for mixed dtypes.
     """
     C = x.shape[-1]
-    if x.ndim != 4 or any(v.shape != (C,) for v in (weight, bias, running_mean, running_var)):
-        raise ValueError(f"batch_norm takes x (N, H, W, C) and vectors (C,), not {x.shape} and "
-                         f"{weight.shape}, {bias.shape}, {running_mean.shape}, "
-                         f"{running_var.shape}")
-    check_dtype("batch_norm", x, weight, bias, running_mean, running_var)
+    vectors = weight, bias, running_mean, running_var
+    if x.ndim != 4 or 0 in x.shape or any(v.shape != (C,) for v in vectors):
+        raise ValueError(f"batch_norm takes x (N, H, W, C), none of them 0, and vectors (C,), not "
+                         f"{x.shape} and {', '.join(str(v.shape) for v in vectors)}")
+    check_dtype("batch_norm", x, *vectors)
     if activation not in ACTIVATIONS:
         raise ValueError(f"batch_norm has no activation {activation!r}; it has "
                          f"{', '.join(map(str, ACTIVATIONS))}")
@@ -97,13 +97,14 @@ def batch_norm_backward(dout, cache, *, dweight=None, dbias=None, implementation
 
         dx = weight * inv_std * (dz - mean(dz) - xhat * mean(dz * xhat))
     """
-    check_upstream("batch_norm", dout, cache.x.shape)
+    check_upstream("batch_norm", dout, cache.x.shape, cache.x)
     backward = choose(implementation, dout, loops=batch_norm_backward_loops,
                       numpy=batch_norm_backward_numpy, cuda=batch_norm_backward_cuda,
                       cuda_naive=batch_norm_backward_cuda_naive)
     dweight, dbias = (
-        get_array_module(dout).zeros(cache.weight.shape, cache.weight.dtype) if given is None
-        else given for given in (dweight, dbias))
+        gradient_array("batch_norm", name, given, cache.weight.shape, cache.weight.dtype,
+                       get_array_module(dout))
+        for name, given in (("dweight", dweight), ("dbias", dbias)))
     return backward(dout, cache, dweight, dbias), dweight, dbias
 
 

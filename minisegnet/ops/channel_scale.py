@@ -46,7 +46,7 @@ def channel_scale_backward(dout, cache, *, implementation=None):
 
 def channel_scale_backward_gate(dout, cache, *, implementation=None):
     """Return dgate (N, 1, 1, C), the sum of dout * x over the pixels."""
-    check_upstream("channel_scale", dout, cache.x.shape)
+    check_upstream("channel_scale", dout, cache.x.shape, cache.x)
     backward = choose(implementation, dout, loops=channel_scale_backward_gate_loops,
                       numpy=channel_scale_backward_gate_numpy,
                       cuda=channel_scale_backward_gate_cuda)
@@ -60,9 +60,9 @@ def channel_scale_backward_input(dout, cache, *, dmean=None, implementation=None
     mean's gradient `dmean` (N, 1, 1, C) may be given: dx of each pixel then has its share of it
     too, dmean / (H * W).
     """
-    check_upstream("channel_scale", dout, cache.x.shape)
+    check_upstream("channel_scale", dout, cache.x.shape, cache.x)
     if dmean is not None:
-        check_upstream("channel_scale (dmean)", dmean, cache.gate.shape)
+        check_upstream("channel_scale (dmean)", dmean, cache.gate.shape, cache.gate)
     backward = choose(implementation, dout, loops=channel_scale_backward_input_loops,
                       numpy=channel_scale_backward_input_numpy,
                       cuda=channel_scale_backward_input_cuda)

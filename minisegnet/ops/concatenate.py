@@ -25,6 +25,7 @@ def concatenate_backward(dout, channels, *, implementation=None):
     if dout.shape[-1] != sum(channels):
         raise ValueError(f"concatenate backward takes dout of {sum(channels)} channels, not "
                          f"{dout.shape[-1]}")
+    check_dtype("concatenate", dout)
     backward = choose(implementation, dout, numpy=concatenate_backward_numpy,
                       cuda=concatenate_backward_cuda)
     return backward(dout, channels)
@@ -82,10 +83,11 @@ def _launch(name, narrow, channels, word, **wide):
     for i in range(0, len(narrow), AT_ONCE):
         group = list(zip(narrow, channels))[i:i + AT_ONCE]
         width = sum(C for _, C in group)
-        size = whole.size // OC * width // vector
+        size = whole.size // max(OC, 1) * width // vector
         group += [(None, 0)] * (AT_ONCE - len(group))
         arguments = {f"{word}{k}": array for k, (array, _) in enumerate(group)}
         arguments |= {f"C{k}": C for k, (_, C) in enumerate(group)}
-        KERNELS.launch(f"{name}<{vector}>", (blocks(size, THREADS),), (THREADS,), size=size,
-                       width=width, start=start, OC=OC, **wide, **arguments)
+        if size:
+            KERNELS.launch(f"{name}<{vector}>", (blocks(size, THREADS),), (THREADS,), size=size,
+                           width=width, start=start, OC=OC, **wide, **arguments)
         start += width

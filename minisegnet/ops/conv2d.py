@@ -12,7 +12,7 @@ import numpy as np
 
 from minisegnet.backend import get_array_module
 from minisegnet.ops import conv2d_cuda
-from minisegnet.ops._checks import check_dtype, check_upstream, choose
+from minisegnet.ops._checks import check_dtype, check_upstream, choose, gradient_array
 from minisegnet.ops._windows import check_window, output_size, valid_taps
 from minisegnet.parallel import matmul, parallel_map
 
@@ -42,9 +42,10 @@ def conv2d_forward(x, weight, bias=None, *, stride=1, padding=0, dilation=1,
     array. Raises ValueError for shapes that do not fit, TypeError for mixed dtypes.
     """
     check_window(stride, padding, dilation)
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[2]:
+    if (x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[2]
+            or 0 in x.shape + weight.shape):
         raise ValueError(f"conv2d takes x (N, H, W, C) and weight (KH, KW, C, OC) with the same C,"
-                         f" not {x.shape} and {weight.shape}")
+                         f" none of them 0, not {x.shape} and {weight.shape}")
     if bias is not None and bias.shape != weight.shape[3:]:
         raise ValueError(f"conv2d bias must be (OC,) = {weight.shape[3:]}, not {bias.shape}")
     check_dtype("conv2d", x, weight, *(() if bias is None else (bias,)))
@@ -65,16 +66,13 @@ def conv2d_backward(dout, cache, *, input_gradient=True, dweight=None, dbias=Non
     `dbias` are given, the gradients are added to them.
     """
     expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding, cache.dilation)
-    check_upstream("conv2d", dout, expected)
+    check_upstream("conv2d", dout, expected, cache.x)
     backward = choose(implementation, dout, loops=conv2d_backward_loops,
                       numpy=conv2d_backward_numpy, cuda=conv2d_backward_cuda)
-    xp = get_array_module(dout)
-    if dweight is None:
-        dweight = xp.zeros(cache.weight.shape, cache.weight.dtype)
-    if not cache.has_bias:
-        dbias = None
-    elif dbias is None:
-        dbias = xp.zeros(cache.weight.shape[3:], cache.weight.dtype)
+    xp, weight = get_array_module(dout), cache.weight
+    dweight = gradient_array("conv2d", "dweight", dweight, weight.shape, weight.dtype, xp)
+    dbias = (gradient_array("conv2d", "dbias", dbias, weight.shape[3:], weight.dtype, xp)
+             if cache.has_bias else None)
     return backward(dout, cache, input_gradient, dweight, dbias), dweight, dbias
 
 

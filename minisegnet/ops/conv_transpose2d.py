@@ -19,7 +19,7 @@ from minisegnet.backend import get_array_module
 from minisegnet.cuda.gemm import gemm
 from minisegnet.cuda.launch import KernelFile, blocks
 from minisegnet.ops import conv2d_cuda
-from minisegnet.ops._checks import check_dtype, check_upstream, choose
+from minisegnet.ops._checks import check_dtype, check_upstream, choose, gradient_array
 from minisegnet.ops._windows import check_window, valid_taps
 from minisegnet.ops.conv2d import Conv2dCache, conv2d_backward_numpy, conv2d_forward_numpy
 from minisegnet.parallel import matmul, parallel_map
@@ -46,9 +46,10 @@ def conv_transpose2d_forward(x, weight, bias=None, *, stride=1, padding=0,
     array. Raises ValueError for shapes that do not fit, TypeError for mixed dtypes.
     """
     check_window(stride, padding, 1)
-    if x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[3]:
+    if (x.ndim != 4 or weight.ndim != 4 or x.shape[3] != weight.shape[3]
+            or 0 in x.shape + weight.shape):
         raise ValueError(f"conv_transpose2d takes x (N, H, W, C) and weight (KH, KW, OC, C) with "
-                         f"the same C, not {x.shape} and {weight.shape}")
+                         f"the same C, none of them 0, not {x.shape} and {weight.shape}")
     if bias is not None and bias.shape != weight.shape[2:3]:
         raise ValueError(f"conv_transpose2d bias must be (OC,) = {weight.shape[2:3]}, not "
                          f"{bias.shape}")
@@ -71,16 +72,13 @@ def conv_transpose2d_backward(dout, cache, *, dweight=None, dbias=None, implemen
     gradients are added to them.
     """
     expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding)
-    check_upstream("conv_transpose2d", dout, expected)
+    check_upstream("conv_transpose2d", dout, expected, cache.x)
     backward = choose(implementation, dout, loops=conv_transpose2d_backward_loops,
                       numpy=conv_transpose2d_backward_numpy, cuda=conv_transpose2d_backward_cuda)
-    xp = get_array_module(dout)
-    if dweight is None:
-        dweight = xp.zeros(cache.weight.shape, cache.weight.dtype)
-    if not cache.has_bias:
-        dbias = None
-    elif dbias is None:
-        dbias = xp.zeros(cache.weight.shape[2:3], cache.weight.dtype)
+    op, xp, weight = "conv_transpose2d", get_array_module(dout), cache.weight
+    dweight = gradient_array(op, "dweight", dweight, weight.shape, weight.dtype, xp)
+    dbias = (gradient_array(op, "dbias", dbias, weight.shape[2:3], weight.dtype, xp)
+             if cache.has_bias else None)
     return backward(dout, cache, dweight, dbias), dweight, dbias
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from minisegnet.backend import get_array_module
 from minisegnet.cuda.launch import KernelFile, blocks
-from minisegnet.ops._checks import check_dtype, check_upstream, choose
+from minisegnet.ops._checks import check_dtype, check_upstream, choose, gradient_array
 from minisegnet.ops._windows import check_window, output_size, valid_taps
 from minisegnet.parallel import parallel_map
 
@@ -39,9 +39,10 @@ def depthwise_conv2d_forward(x, weight, *, stride=1, padding=0, dilation=1,
     ValueError for shapes that do not fit, TypeError for mixed dtypes.
     """
     check_window(stride, padding, dilation)
-    if x.ndim != 4 or weight.ndim != 3 or x.shape[3] != weight.shape[2]:
+    if (x.ndim != 4 or weight.ndim != 3 or x.shape[3] != weight.shape[2]
+            or 0 in x.shape + weight.shape):
         raise ValueError(f"depthwise_conv2d takes x (N, H, W, C) and weight (KH, KW, C) with the "
-                         f"same C, not {x.shape} and {weight.shape}")
+                         f"same C, none of them 0, not {x.shape} and {weight.shape}")
     check_dtype("depthwise_conv2d", x, weight)
     forward = choose(implementation, x, loops=depthwise_conv2d_forward_loops,
                      numpy=depthwise_conv2d_forward_numpy, cuda=depthwise_conv2d_forward_cuda)
@@ -55,11 +56,11 @@ def depthwise_conv2d_backward(dout, cache, *, dweight=None, implementation=None)
     Where an array `dweight` (KH, KW, C) is given, the gradient is added to it.
     """
     expected = _output_shape(cache.x, cache.weight, cache.stride, cache.padding, cache.dilation)
-    check_upstream("depthwise_conv2d", dout, expected)
+    check_upstream("depthwise_conv2d", dout, expected, cache.x)
     backward = choose(implementation, dout, loops=depthwise_conv2d_backward_loops,
                       numpy=depthwise_conv2d_backward_numpy, cuda=depthwise_conv2d_backward_cuda)
-    if dweight is None:
-        dweight = get_array_module(dout).zeros(cache.weight.shape, cache.weight.dtype)
+    dweight = gradient_array("depthwise_conv2d", "dweight", dweight, cache.weight.shape,
+                             cache.weight.dtype, get_array_module(dout))
     return backward(dout, cache, dweight), dweight
 
 

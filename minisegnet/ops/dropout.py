@@ -68,7 +68,8 @@ def dropout_forward(x, p, rng, *, implementation=None):
 
 def dropout_backward(dout, cache, *, implementation=None):
     """dx = dout * mask / (1 - p)."""
-    check_upstream("dropout", dout, cache.shape)
+    mask = None if isinstance(cache, DroppedCache) else cache
+    check_upstream("dropout", dout, cache.shape, mask)
     backward = choose(implementation, dout, numpy=dropout_backward_numpy,
                       cuda=dropout_backward_cuda)
     return backward(dout, cache)
@@ -148,7 +149,7 @@ def _drop(x, p, drawn):
     x = xp.ascontiguousarray(x)
     out = xp.empty(x.shape, x.dtype)
     # A uniform number is k / 2^24 for a whole k, and kept if k / 2^24 >= p.
-    KERNELS.launch("dropout_kernel", (blocks(x.size, THREADS * WORDS),), (THREADS,), x=x, out=out,
-                   drawn=drawn, threshold=math.ceil(p * 2 ** PRECISION), scale=1 / (1 - p),
-                   size=x.size)
+    KERNELS.launch("dropout_kernel", (max(1, blocks(x.size, THREADS * WORDS)),), (THREADS,), x=x,
+                   out=out, drawn=drawn, threshold=math.ceil(p * 2 ** PRECISION),
+                   scale=1 / (1 - p), size=x.size)
     return out

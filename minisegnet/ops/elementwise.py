@@ -102,4 +102,5 @@ def cast_cuda(a, dtype):
 
 
 def _launch(name, size, **arrays):
-    KERNELS.launch(name, (blocks(size, THREADS * VECTOR),), (THREADS,), size=size, **arrays)
+    KERNELS.launch(name, (max(1, blocks(size, THREADS * VECTOR)),), (THREADS,), size=size,
+                   **arrays)

@@ -10,6 +10,7 @@ from minisegnet.ops._checks import check_dtype, check_upstream, choose
 from minisegnet.ops._windows import check_window, output_size, valid_taps
 
 NO_WINNER = -1  # before a window has seen its first pixel, which may be -inf
+MAX_KERNEL_SIZE = 181  # of max pooling: winners are numbered in int16, up to 32767
 
 
 def global_average_pool_forward(x, *, implementation=None):
@@ -49,8 +50,8 @@ def repeat_pixels_forward(x, size, *, implementation=None):
     It is what bilinear resizing makes of a 1x1 map. The cache is the output's shape. With NumPy
     `out` is a read-only view of x. Raises ValueError for another shape or size.
     """
-    if x.ndim != 4 or x.shape[1:3] != (1, 1):
-        raise ValueError(f"repeat_pixels takes x (N, 1, 1, C), not {x.shape}")
+    if x.ndim != 4 or x.shape[1:3] != (1, 1) or 0 in x.shape:
+        raise ValueError(f"repeat_pixels takes x (N, 1, 1, C), none of them 0, not {x.shape}")
     if len(size) != 2 or min(size) < 1:
         raise ValueError(f"size is {size}; expected (height, width), both at least 1")
     check_dtype("repeat_pixels", x)
@@ -97,15 +98,17 @@ def max_pool2d_forward(x, kernel_size, *, stride=None, padding=0, implementation
     """Maximum over windows: `x` (N, H, W, C) -> `out` (N, OH, OW, C). Stride defaults to kernel.
 
     Among equal values the first in row order wins, and nan wins over all, as in torch. Raises
-    ValueError for a window that does not fit or a padding above half of it.
+    ValueError for a window that does not fit or is larger than 181, or a padding above half of it.
     """
     stride = kernel_size if stride is None else stride
-    if not isinstance(kernel_size, int) or kernel_size < 1:
-        raise ValueError(f"kernel_size must be a whole number >= 1, not {kernel_size!r}")
+    if not isinstance(kernel_size, int) or not 1 <= kernel_size <= MAX_KERNEL_SIZE:
+        raise ValueError(f"kernel_size must be a whole number >= 1 and at most {MAX_KERNEL_SIZE}, "
+                         f"not {kernel_size!r}")
     check_window(stride, padding, 1)
-    if x.ndim != 4 or 2 * padding > kernel_size:
-        raise ValueError(f"max_pool2d takes x (N, H, W, C) and padding <= kernel_size / 2, not "
-                         f"{x.shape} and padding {padding} for kernel_size {kernel_size}")
+    if x.ndim != 4 or 0 in x.shape or 2 * padding > kernel_size:
+        raise ValueError(f"max_pool2d takes x (N, H, W, C), none of them 0, and padding <= "
+                         f"kernel_size / 2, not {x.shape} and padding {padding} for kernel_size "
+                         f"{kernel_size}")
     check_dtype("max_pool2d", x)
     forward = choose(implementation, x, loops=max_pool2d_forward_loops,
                      numpy=max_pool2d_forward_numpy, cuda=max_pool2d_forward_cuda)

@@ -16,7 +16,7 @@ import numpy as np
 from minisegnet.backend import get_array_module
 from minisegnet.cuda.emulator import MAX_SHARED_BYTES
 from minisegnet.cuda.launch import KernelFile, blocks
-from minisegnet.ops._checks import check_dtype, check_upstream, choose
+from minisegnet.ops._checks import check_dtype, check_upstream, choose, gradient_array
 
 
 class SqueezeExciteGateCache(NamedTuple):
@@ -57,15 +57,17 @@ def squeeze_excite_gate_backward(dgate, cache, *, dweight1=None, dbias1=None, dw
 
     Where arrays for the parameters' gradients are given, these are added to them.
     """
-    check_upstream("squeeze_excite_gate", dgate, cache.pooled.shape)
+    check_upstream("squeeze_excite_gate", dgate, cache.pooled.shape, cache.pooled)
     backward = choose(implementation, dgate, loops=squeeze_excite_gate_backward_loops,
                       numpy=squeeze_excite_gate_backward_numpy,
                       cuda=squeeze_excite_gate_backward_cuda)
     _, _, C, S = cache.weight1.shape
     gradients = [
-        get_array_module(dgate).zeros(shape, cache.weight1.dtype) if given is None else given
-        for given, shape in ((dweight1, (1, 1, C, S)), (dbias1, (S,)),
-                             (dweight2, (1, 1, S, C)), (dbias2, (C,)))]
+        gradient_array("squeeze_excite_gate", name, given, shape, cache.weight1.dtype,
+                       get_array_module(dgate))
+        for name, given, shape in (
+            ("dweight1", dweight1, (1, 1, C, S)), ("dbias1", dbias1, (S,)),
+            ("dweight2", dweight2, (1, 1, S, C)), ("dbias2", dbias2, (C,)))]
     return backward(dgate, cache, *gradients), *gradients
 
 

@@ -98,6 +98,7 @@ def upsample_bilinear_backward(dout, cache, *, implementation=None):
     if dout.ndim != 4 or dout.shape[1:3] != cache.out_size:
         raise ValueError(f"dout has shape {dout.shape}; expected (N, OH, OW, C) with "
                          f"(OH, OW) = {cache.out_size}")
+    check_dtype("upsample_bilinear", dout)
     backward = choose(implementation, dout, loops=upsample_bilinear_backward_loops,
                       numpy=upsample_bilinear_backward_numpy,
                       cuda=upsample_bilinear_backward_cuda)

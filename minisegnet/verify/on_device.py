@@ -7,6 +7,7 @@ float32 they may be off by 1e-6, or by twice of what torch's own float32 is off 
 import numpy as np
 
 from minisegnet.backend import asnumpy
+from minisegnet.errors import UserError
 from minisegnet.verify.case import FINITE_DIFFERENCE_LIMIT, REFERENCE_LIMIT, Row
 from minisegnet.verify.gradcheck import numeric_slope, relative_error
 
@@ -19,11 +20,13 @@ def run_on_device(case, xp, dtype, oracle=None, torch_device="cpu"):
     """Run a `GradientCase` on the device of array module `xp` in `dtype`; return its `Row`.
 
     `oracle` is the module `torch_oracle`, or None, and computes on `torch_device`. What is raised
-    becomes a failure of the row.
+    becomes a failure of the row, but for a UserError: this machine can run no case at all.
     """
     row = Row(case.kind, case.name, f"cuda {np.dtype(dtype).name}", case.options)
     try:
         _run(case, row, xp, np.dtype(dtype), oracle, torch_device)
+    except UserError:
+        raise
     except Exception as error:
         row.failures.append(f"raised {type(error).__name__}: {error}")
     return row
