@@ -13,6 +13,8 @@ from PIL import Image
 
 from minisegnet.cuda import emulated_device, emulator
 
+SUMMARY = "summary"  # a test's property of this name is a line for the end of the run
+
 
 def pytest_configure(config):
     gpu_run.begin(config.option.markexpr)
@@ -34,6 +36,10 @@ def pytest_runtest_setup(item):
 
 def pytest_terminal_summary(terminalreporter):
     gpu_run.report(terminalreporter)
+    for report in terminalreporter.getreports("passed"):
+        for name, line in report.user_properties:
+            if name == SUMMARY:
+                terminalreporter.write_line(line)
 
 
 @pytest.fixture(autouse=True)

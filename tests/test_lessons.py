@@ -1,6 +1,7 @@
 """The whole course, run: every lesson as a script, as a student's notebook, and with solutions.
 
-The seconds that a lesson states are printed beside the measured ones.
+The seconds that a lesson states are printed beside the measured ones in the summary. On two cores:
+`pytest -m slow -n 2 tests/test_lessons.py`.
 """
 
 import os
@@ -10,7 +11,7 @@ import sys
 import time
 
 import pytest
-from conftest import require_compiler
+from conftest import SUMMARY, require_compiler
 
 pytest.importorskip("jupytext", reason="lessons are read with jupytext: pip install jupytext")
 
@@ -45,15 +46,14 @@ def verdicts(text):
 
 
 @each_lesson
-def test_a_lesson_runs_as_a_script(path, tmp_path, capsys):
+def test_a_lesson_runs_as_a_script(path, tmp_path, record_property):
     environment = dict(os.environ, PYTHONWARNINGS="error", MPLBACKEND="Agg")
     start = time.perf_counter()
     done = subprocess.run([sys.executable, str(path)], cwd=tmp_path, env=environment, text=True,
                           stdin=subprocess.DEVNULL, capture_output=True, timeout=5 * TOO_LONG)
     seconds = time.perf_counter() - start
     stated = re.search(r"^\| computes \| (\d+) s \|$", read_cells(path)[0].source, re.M)[1]
-    with capsys.disabled():
-        print(f"\n{path.stem}: {stated} s stated, {seconds:.1f} s measured", flush=True)
+    record_property(SUMMARY, f"{path.stem}: {stated} s stated, {seconds:.1f} s measured")
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     assert verdicts(done.stdout) == dict.fromkeys(exercises(path), "PASS")

@@ -9,7 +9,7 @@ pytest.importorskip("jupytext", reason="lessons are read with jupytext: pip inst
 
 from lessons import build  # noqa: E402
 from lessons.build import exercises, student_notebook, text_of  # noqa: E402
-from lessons.course import NOTEBOOKS, lesson_paths, read_cells  # noqa: E402
+from lessons.course import FOLDER, NOTEBOOKS, lesson_paths, read_cells  # noqa: E402
 from minisegnet.errors import UserError  # noqa: E402
 
 PATHS = lesson_paths()
@@ -149,3 +149,22 @@ def test_a_file_that_is_no_notebook_is_named(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UserError, match="03_cross_entropy.ipynb"):
         read_cells(path)
+
+
+@each_lesson
+def test_the_overview_and_the_teachers_notes_know_the_lesson(path):
+    overview = (FOLDER / "README.md").read_text(encoding="utf-8")
+    notes = (FOLDER / "TEACHER.md").read_text(encoding="utf-8")
+    header = read_cells(path)[0].source
+    title = re.match(r"# (\d+ · .+)", header)[1]
+    minutes = [re.search(rf"\| {row} \| (\d+)", header)[1]
+               for row in ("read", "exercises", "computes")]
+    row = next(line for line in overview.splitlines() if f"]({path.name})" in line)
+    number, _, rest = title.partition(" · ")
+    assert f"**{number} · [{rest}]" in row and f"({NOTEBOOKS.name}/{path.stem}.ipynb)" in row
+    posed = len(exercises(path))
+    assert (f"{minutes[0]} min to read, {posed} exercise{'s' * (posed > 1)} of {minutes[1]} min, "
+            f"{minutes[2]} s of computing") in row
+    assert f'src="pictures/{path.stem}.png"' in row
+    assert (FOLDER / "pictures" / f"{path.stem}.png").exists()
+    assert f"\n## {title}\n" in notes
