@@ -91,6 +91,25 @@ def test_nan_is_found_before_all_else(right, inputs):
     assert found.kind == "nan" and "[1, 2, 3, 4]" in found.hint
 
 
+def softmax(x, axis):
+    exp = np.exp(x)
+    return exp / exp.sum(axis=axis, keepdims=True)
+
+
+@pytest.mark.parametrize("make, axes, words", [
+    (lambda x, axes: x - x.mean(axis=axes, keepdims=True), ((3,), (0, 1, 2)),
+     "has the mean 0 over axis 3, the right answer over axes 0, 1, 2"),
+    (lambda x, axes: (x - x.mean(axis=axes, keepdims=True)) / x.std(axis=axes, keepdims=True),
+     ((1, 2), (0, 1, 2)), "has the mean 0 over axes 1, 2, the right answer over axes 0, 1, 2"),
+    (softmax, (1, 3), "adds up to 1 over axis 1, the right answer over axis 3"),
+], ids=["centred", "normalised", "softmax"])
+def test_a_mean_or_a_sum_over_the_wrong_axes(rng, inputs, make, axes, words):
+    x = rng.standard_normal((2, 3, 4, 5))
+    wrong, right = (make(x, axis) for axis in axes)
+    found = slip(wrong, right, inputs)
+    assert found.kind == "axis" and words in found.hint
+
+
 def test_a_vector_that_is_off_by_a_constant(rng):
     right = rng.standard_normal(6)
     found = slip(right + 0.25, right, {})

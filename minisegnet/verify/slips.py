@@ -6,8 +6,8 @@ that is summed over them. Wrong in some places only: the border, one class, the 
 Each finding is a `Slip` of a kind that an exercise can add a text of its own to.
 
 kinds: "type", "dtype", "shape", "sum", "nan", "defined" (where nan is right), "zero", "sign",
-"scale", "ones", "transposed", "flipped", "term", "offset", "ratio", "places", and "" where nothing
-is recognised.
+"scale", "ones", "transposed", "flipped", "axis", "term", "offset", "ratio", "places", and "" where
+nothing is recognised.
 """
 
 from itertools import combinations, permutations
@@ -92,7 +92,7 @@ def find_slip(answer, expected, *, inputs, dout=None, quantities=None, for_ones=
         return Slip("", "")
     if not answer.any():
         return Slip("zero", "every element is 0")
-    for find in (_ones, _scale, _rearranged, _term, _places, _per_axis):
+    for find in (_ones, _scale, _rearranged, _axis, _term, _places, _per_axis):
         slip = find(answer, expected, inputs=inputs, dout=dout, quantities=quantities or {},
                     for_ones=for_ones)
         if slip:
@@ -174,6 +174,26 @@ def _rearranged(answer, expected, **_):
     for axes in reversed(_subsets(expected.ndim)):
         if _close(answer, np.flip(expected, axes)):
             return Slip("flipped", f"it is the right answer turned round along {_axes(axes)}")
+    return None
+
+
+def _axis(answer, expected, **_):
+    """Centred, or summing to one, over other axes than the right answer."""
+    for words, level in (("has the mean 0", 0), ("adds up to 1", 1)):
+        wrong, right = (_axes_of_level(array, level) for array in (answer, expected))
+        if wrong and right and wrong != right:
+            return Slip("axis", f"it {words} over {_axes(wrong)}, the right answer over "
+                                f"{_axes(right)}: a mean or a sum goes over the wrong axes")
+    return None
+
+
+def _axes_of_level(array, level):
+    """Return the fewest axes over which the sum of `array` is `level` everywhere, or None."""
+    for axes in reversed(_subsets(array.ndim)):
+        # Fewer than three numbers may cancel by chance, as the two of a binary softmax do.
+        if np.prod([array.shape[axis] for axis in axes]) >= 3 \
+                and (np.abs(array.sum(axis=axes) - level) < SAME * np.abs(array).max()).all():
+            return axes
     return None
 
 
