@@ -146,3 +146,16 @@ def test_a_wrong_shape_is_recognised(rng, make, kind, words):
 def test_the_right_shape_is_no_slip(right):
     assert shape_slip(right, right) is None
     assert shape_slip(1.5, np.asarray(2.5)) is None
+
+
+def test_a_number_is_no_multiple_of_another_unless_the_factor_has_a_name():
+    right, inputs = np.float64(2.5), {"x": np.ones((3, 4))}
+    assert find_slip(right * 0.9747, right, inputs=inputs).kind == ""
+    assert "divided by 4" in find_slip(right / 4, right, inputs=inputs).hint
+    assert find_slip(-right, right, inputs=inputs).kind == "sign"
+
+
+def test_wrong_nearly_everywhere_is_no_finding_about_places(rng, right, inputs):
+    wrong = rng.standard_normal(right.shape)
+    wrong[inputs["target"] == 4] = right[inputs["target"] == 4]
+    assert slip(wrong, right, inputs).kind == ""

@@ -95,7 +95,7 @@ def class_weights(statistics, scheme, *, cap=100.0, normalize=None, beta=0.9999)
     No weight exceeds `cap` (None: no cap). A class without a pixel gets 0, never the cap (but 1
     under "none"). `normalize="sum"` then scales the weights to sum to K. That changes nothing in
     a cross-entropy divided by the sum of its pixels' weights; it does where weights are focal's
-    alpha, or where the loss is added to another. Raises ValueError for an unknown scheme or
+    alpha, or where the pixels' losses are summed. Raises ValueError for an unknown scheme or
     option, or statistics without a valid pixel.
     """
     if scheme not in SCHEMES:
