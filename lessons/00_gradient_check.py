@@ -7,7 +7,7 @@
 # | before this | the chain rule, NumPy arrays |
 # | read | 15 minutes |
 # | exercises | 15 minutes |
-# | computes | 4 s |
+# | computes | 3 s |
 
 # %%
 import numpy as np
@@ -96,7 +96,8 @@ print("the first and the last:", *[list(gradients)[i] for i in (0, -1)])
 #
 # $$\frac{f(x + h) - f(x)}{h} = f'(x) + \frac{h}{2} f''(x) + \dots$$
 #
-# Two-sided, the terms with even powers of $h$ cancel, and the first error left is much smaller:
+# Two-sided, $f''$ drops out: its term in $f(x \pm h)$ is the same on both sides. The first error
+# left is much smaller:
 #
 # $$\frac{f(x + h) - f(x - h)}{2h} = f'(x) + \frac{h^2}{6} f'''(x) + \dots$$
 #
@@ -153,10 +154,11 @@ check("0.1", central_differences,
       {"f": total_per_row, "x": rng.standard_normal((3, 4)), "upstream": rng.standard_normal(3),
        "h": 1e-4},
       expected=lambda f, x, upstream, h: numeric_gradient(f, x, upstream, step=h), limit=1e-7,
-      hints={"scale": "From x - h to x + h it is a way of 2h.",
-             "": "Move one element of x by h in both directions, multiply the change of f by "
+      hints={"": "Move one element of x by h in both directions, multiply the change of f by "
                  "upstream, sum, divide by 2h."},
       slips={
+          "twice the right answer: from x - h to x + h it is a way of 2h":
+              lambda f, x, upstream, h: 2 * numeric_gradient(f, x, upstream, step=h),
           "these are one-sided differences: take f(x + h) - f(x - h)": one_sided,
           "the upstream gradient is not used: weigh the changes of the outputs with it":
               lambda f, x, upstream, h: numeric_gradient(f, x, np.ones_like(upstream), step=h),

@@ -7,7 +7,7 @@
 # | before this | lesson 0 |
 # | read | 15 minutes |
 # | exercises | 15 minutes |
-# | computes | 30 s |
+# | computes | 25 s |
 
 # %%
 import json
@@ -153,10 +153,12 @@ check("1.1", scores_of_constant, {"f": truth_pixels / truth_pixels.sum(), "k": 2
           "1 / K is the accuracy of uniform guessing":
               lambda f, k: (1 / len(f), *counted(f, k)[1:]),
           "only class k is ever hit: all others have an IoU of 0":
-              lambda f, k: (f[k], f, f.mean()),
+              lambda f, k: (f[k], f, np.nan),
           "that is its recall: nothing of class k is missed, but the IoU also counts the "
           "pixels that are called k and are not":
-              lambda f, k: (f[k], np.eye(len(f))[k], 1 / len(f)),
+              lambda f, k: (f[k], np.eye(len(f))[k], np.nan),
+          "the IoU of class k is not 1: take the mean of the IoUs that you have returned":
+              lambda f, k: (*counted(f, k)[:2], 1 / len(f)),
           "that is the IoU of class k: the mean is over all K classes, the others count with 0":
               lambda f, k: (*counted(f, k)[:2], f[k])})
 
@@ -193,6 +195,8 @@ check("1.2", blind_iou, {"f": truth_pixels / truth_pixels.sum(),
       slips={
           "the hits are in f and in q, and so twice in f + q: take them away once":
               lambda f, q: f * q / (f + q),
+          "hits over truth, f q / f, is the recall: IoU divides by the union":
+              lambda f, q: q,
           "that is Dice, 2 f q / (f + q): IoU divides the hits by the union":
               lambda f, q: 2 * f * q / (f + q),
           "min(f, q) is the most that could be hit; who is blind hits f times q":
@@ -297,9 +301,9 @@ plots.show(plots.side_by_side(
 # openings and floors. A larger rate hurries them on. The four fixtures, together far less than a
 # hundredth of the pixels, stay at an IoU of 0 or next to it all the same, and the accuracy hardly
 # notices. A much longer training brings them, too, in the end (the README has figures). So the
-# collapse is a stage: every training passes through it, and imbalance makes it long. The question
-# of this course is how to get out of it sooner: with weights (lesson 4), with other losses (5 and
-# 6), with other ways of choosing pictures.
+# collapse is a stage, and imbalance makes it long. The question of this course is how to get out
+# of it sooner: with weights (lesson 4), with other losses (5 and 6), with other ways of choosing
+# pictures.
 #
 # ## Myth check: "it predicts only background"
 #
@@ -343,6 +347,8 @@ check("1.3", what_follows,
       slips={
           "the union is accuracy / IoU: you have multiplied":
               lambda accuracy, iou: (accuracy, accuracy * iou, 1 - accuracy * iou),
+          "that is wrong, too, but inside the union: wanted is what lies outside":
+              lambda accuracy, iou: (accuracy, accuracy / iou, accuracy / iou - accuracy),
           "1 - accuracy is all that is wrong, also inside the union":
               lambda accuracy, iou: (accuracy, accuracy / iou, 1 - accuracy),
           "that is the IoU: the share of the class in the truth is at most its union":
@@ -356,9 +362,9 @@ audit.main(["--classes", "34", "--accuracy", "0.424", "--iou", "0=0.727", "rest=
             "--claim", "constant=0"])
 
 # %% [markdown]
-# A good two fifths of the pixels are called something that is *always* wrong. No blind predictor
-# is that unlucky. So look at the label list and at the metric first; if one of them is wrong, no
-# class weight will help.
+# A good two fifths of the pixels are called something that is *always* wrong. Even who guesses
+# blindly hits now and then, unless the classes called do not occur at all. So look at the label
+# list and at the metric first; if one of them is wrong, no class weight will help.
 #
 # ## Myth check: "stuck at 2.7 %, so it predicts class 0"
 #

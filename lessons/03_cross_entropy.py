@@ -5,9 +5,9 @@
 # |---|---|
 # | goal | derive the gradient of softmax cross-entropy, see whose pixels it comes from |
 # | before this | lessons 0 and 2 |
-# | read | 15 minutes |
+# | read | 10 minutes |
 # | exercises | 15 minutes |
-# | computes | 2 s |
+# | computes | 3 s |
 
 # %%
 import numpy as np
@@ -87,7 +87,10 @@ with np.errstate(all="ignore"):
 
 # %% tags=["exercise-3.1"]
 def cross_entropy(logits, target):
-    """Return the mean cross-entropy of logits (N, H, W, K) against target (N, H, W), a float."""
+    """Return the mean cross-entropy of logits (N, H, W, K) against target (N, H, W), a float.
+
+    target is int, 0 .. K-1, or 255 where the pixel takes no part.
+    """
     ### BEGIN SOLUTION
     is_valid = target != 255
     label = np.where(is_valid, target, 0)
@@ -107,8 +110,17 @@ check("3.1", cross_entropy, {"logits": logits, "target": target},
           logits.permute(0, 3, 1, 2), target, ignore_index=255),
       quantities={"the number of valid pixels, P": (target != 255).sum(),
                   "P over the number of all pixels": (target != 255).mean()},
-      hints={"scale": "Divide by the number of pixels that are not 255.",
-             "": "Pick the true class with take_along_axis, keep the valid pixels, then average."})
+      slips={"the logarithm is missing: this is the mean of -p, not of -log p":
+             lambda logits, target: -np.exp(log_softmax(logits))[np.arange(5) == target[
+                 ..., None]].mean(),
+             "these are the logits as they came: take log_softmax of them first":
+             lambda logits, target: -logits[np.arange(5) == target[..., None]].mean(),
+             "the ignored pixels are in the mean, with the class that stands in for 255":
+             lambda logits, target: losses.cross_entropy_forward(
+                 logits, np.where(target == 255, 0, target))[0]},
+      hints={"shape": "The mean is a single number.",
+             "": "Pick the true class of log_softmax(logits) with take_along_axis, keep the valid "
+                 "pixels, then average. P is the number of pixels that are not 255."})
 
 # %% [markdown]
 # ## Backward
@@ -132,7 +144,7 @@ check("3.1", cross_entropy, {"logits": logits, "target": target},
 
 # %% tags=["exercise-3.2"]
 def cross_entropy_backward(dloss, logits, target):
-    """Return dlogits (N, H, W, K) of `cross_entropy`; dloss is a float."""
+    """Return dlogits (N, H, W, K) of `cross_entropy`; dloss is a float, target as there."""
     ### BEGIN SOLUTION
     K = logits.shape[-1]
     is_valid = target != 255
@@ -151,9 +163,17 @@ check("3.2", cross_entropy_backward, {"logits": logits, "target": target},
       quantities={"the number of valid pixels, P": (target != 255).sum(),
                   "P over the number of all pixels": (target != 255).mean()},
       hints={"scale": "The mean is over the pixels that are not 255.",
-             "places": "An ignored pixel moves nothing: all its K numbers are 0.",
              "sign": "What the network said comes first: p - onehot.",
-             "": "p_c - [c = y], times dloss, divided by P."})
+             "": "p_c - [c = y] with p = exp(log_softmax(logits)), times dloss, divided by P; 0 "
+                 "at the ignored pixels."},
+      slips={"an ignored pixel moves nothing: all its K numbers are 0":
+             lambda dloss, logits, target: dloss * (
+                 np.exp(log_softmax(logits)) - (np.arange(5) == target[..., None]))
+             / (target != 255).sum(),
+             "the true class is not alone: raising another class's logit costs p_c":
+             lambda dloss, logits, target: dloss * (
+                 np.exp(log_softmax(logits)) - 1) * (np.arange(5) == target[..., None])
+             / (target != 255).sum()})
 
 # %% [markdown]
 # The package's function is `losses.cross_entropy_backward`. It goes over the pixels in blocks that
@@ -223,11 +243,13 @@ plots.show(ledgers_side_by_side(pixels, {"logits t log f": shares}, names, plans
            "03_cross_entropy")
 
 # %% [markdown]
-# Two things happen at once. The loss falls, by a lot, although the network is blind. And the share
-# of the rare pixels in the gradient *grows*, because they are now the surprising ones: background
-# is nearly right and has little left to say. So cross-entropy does turn to the rare classes in the
-# end. But between "a larger share" and "enough to be found" lie the factors that the next lessons
-# turn: class weights (4), focal loss (5), dice (6).
+# From $t = 0$ to $1$ two things happen at once. The loss falls, by a lot, although the network is
+# blind. And the share of the rare pixels in the gradient *grows*, because they are now surprising:
+# background is nearly right and has little left to say. Whoever exaggerates, $t = 2$, pays with a
+# larger loss. But look at the right-hand side of the picture: all classes other than background
+# gain by nearly the same factor, walls as much as toilets. Cross-entropy turns to what is *not
+# background*, and not to what is rare. Between "a larger share" and "enough to be found" lie the
+# factors that the next lessons turn: class weights (4), focal loss (5), dice (6).
 #
 # ## To think about
 #

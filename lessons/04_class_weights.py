@@ -6,8 +6,8 @@
 # | goal | weigh classes knowingly: five schemes, one denominator, and a trap |
 # | before this | lesson 3 |
 # | read | 15 minutes |
-# | exercises | 20 minutes |
-# | computes | 25 s |
+# | exercises | 15 minutes |
+# | computes | 22 s |
 
 # %%
 import numpy as np
@@ -22,7 +22,7 @@ from minisegnet.imbalance.label_smoothing import (
     smoothed_optimum,
 )
 from minisegnet.losses import Criterion
-from minisegnet.losses.conventions import mmseg_cross_entropy, smp_cross_entropy
+from minisegnet.losses.conventions import mmseg_cross_entropy
 from minisegnet.models import build_model
 from minisegnet.optim import AdamW
 from minisegnet.optim.schedules import OneCycleLR
@@ -51,7 +51,7 @@ rng = np.random.default_rng(4)
 # Lesson 3 ended with an account: at the start, every class owns as much of the gradient as it has
 # pixels. A class weight $w_c$ multiplies the loss of every pixel of class $c$. All schemes below
 # compute it from counting the masks. With $f$ a class's share of the valid pixels, $n$ its pixels,
-# and $m$ the images that contain it:
+# $m$ the images that contain it, and $\beta$ = 0.9999:
 #
 # | scheme | formula | idea |
 # |---|---|---|
@@ -62,7 +62,7 @@ rng = np.random.default_rng(4)
 # | enet | $1 / \ln(1.02 + f)$ | from 1.42 to 50.5, whatever the data |
 # | effective | $(1 - \beta) / (1 - \beta^m)$ | more of the same adds less and less |
 #
-# Up to a constant factor, the first three are one formula, $f^{-t}$, with the **exponent**
+# Up to a constant factor, none, sqrt and inverse are one formula, $f^{-t}$, with the **exponent**
 # $t = 0$, $\frac12$ and $1$. That exponent is the knob of this lesson.
 #
 # The data are small floor plans, in which one plan out of five has a toilet, one out of five a
@@ -144,14 +144,22 @@ def median_of_all(counts):
     return np.where(share > 0, np.median(share) / np.where(share > 0, share, 1), 0)
 
 
+def mean_of_shares(counts):
+    """The slip: the share in each image with the class, averaged."""
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    share = shares.sum(axis=0) / np.maximum((counts > 0).sum(axis=0), 1)
+    return np.where(share > 0, np.median(share[share > 0]) / np.where(share > 0, share, 1), 0)
+
+
 check("4.1", median_weights, {"counts": counts},
       expected=lambda counts: class_weights(ClassStatistics(counts), "median", cap=None),
       slips={"These are shares of all pixels. Divide by the pixels of the images that have the "
              "class": of_all_pixels,
              "The median is over the classes that occur: leave the absent one out of it":
-                 median_of_all},
-      hints={"named": "",
-             "nan": "A class without a pixel has weight 0: compute the others only.",
+                 median_of_all,
+             "This is the mean of the images' shares. Add up the pixels first, then divide once":
+                 mean_of_shares},
+      hints={"nan": "A class without a pixel has weight 0: compute the others only.",
              "": "pixels of the class / valid pixels of the images with it; then the median of "
                  "those over each."})
 
@@ -217,19 +225,23 @@ print(f"\nnothing but background, whose weight is {weight[0]}: gradient "
 # %% [markdown]
 # That is the answer to the question at the top: **unchanged**. The weights of a weighted mean do
 # not say how loud a class is. They say how loud it is *next to the others in its batch*. Where a
-# class is in few pictures, most batches have no pixel of it, and there its weight does nothing.
+# class is in few pictures, most batches have no pixel of it, and there its weight does nothing;
+# a batch that has one is dominated by it. Rare classes act in bursts.
 #
 # ### Myth check: "normalise the weights so that they sum to K"
 #
-# It is common advice. Does it change anything?
+# It is common advice. Does it change anything? Compare our mean with three other conventions. In
+# this batch half of the pixels are ignored.
 
 # %%
 normalised = inverse * K / inverse.sum()
 rows = [("", "as they are", "sum is K")]
 for title, loss in (
-        ("cross-entropy, torch's mean", lambda w: losses.cross_entropy_forward(
+        ("torch and ours: over the sum of weights", lambda w: losses.cross_entropy_forward(
             logits, target, weight=w)[0]),
-        ("sum in place of the mean", lambda w: losses.cross_entropy_forward(
+        ("mmsegmentation 0.x: over all pixels", lambda w: mmseg_cross_entropy(
+            logits, target, weight=w)),
+        ("no mean, a sum", lambda w: losses.cross_entropy_forward(
             logits, target, weight=w)[0] * w[target[target != 255]].sum()),
         ("focal loss, weights as alpha", lambda w: losses.focal_forward(
             logits, target, alpha=w)[0])):
@@ -237,31 +249,10 @@ for title, loss in (
 print("\n".join(ruled(rows)))
 
 # %% [markdown]
-# Nothing, in the mean that torch takes. It matters where something else is divided by: in a sum,
-# in focal loss (lesson 5), and wherever the loss is added to another one.
-#
-# ### Other people's mean
-#
-# Not every library divides by the same thing. segmentation_models.pytorch and mmsegmentation 0.x
-# divide by **all** pixels, ignored ones included. In this batch half of the pixels are ignored:
-
-# %%
-rows = [("", "no weights", "inverse", "inverse, times 10")]
-no_weights = losses.cross_entropy_forward(logits, target)[0]
-rows.append(("torch, and ours", f"{no_weights:.4f}", *(
-    f"{losses.cross_entropy_forward(logits, target, weight=w)[0]:.4f}"
-    for w in (inverse, 10 * inverse))))
-rows.append(("segmentation_models.pytorch", f"{smp_cross_entropy(logits, target):.4f}",
-             "has none", ""))
-rows.append(("mmsegmentation 0.x", f"{mmseg_cross_entropy(logits, target):.4f}", *(
-    f"{mmseg_cross_entropy(logits, target, weight=w):.4f}" for w in (inverse, 10 * inverse))))
-print("\n".join(ruled(rows)))
-
-# %% [markdown]
-# A mean over all pixels makes the step smaller where more is unlabelled. And with mmsegmentation's
-# convention the advice above *does* change the training: there, the size of the weights is a
-# factor on the learning signal. The same numbers in a configuration file mean two different
-# things.
+# Nothing, in the mean that torch takes, and everything in the others: there the size of the
+# weights is a factor on the learning signal. The same numbers in a configuration file mean two
+# different things. And a mean over *all* pixels, which segmentation_models.pytorch takes as well,
+# makes the step smaller where more is unlabelled.
 #
 # ## Label smoothing joins in
 #
@@ -276,6 +267,8 @@ print("\n".join(ruled(rows)))
 # before.
 #
 # ## Exercise 4.2: weighted, smoothed cross-entropy
+#
+# Begin with `weighted_cross_entropy` above; only the second term is new.
 
 
 # %% tags=["exercise-4.2"]
@@ -332,11 +325,15 @@ check("4.2", smoothed_cross_entropy,
                  logits, target, weight, e, price=lambda label: np.ones(5)),
              "The true class keeps 1 - e of its weight, not all of it":
              lambda logits, target, weight, e: smoothed_by_a(
-                 logits, target, weight, e, rest=1.0)},
-      hints={"named": "",
-             "scale": "Divide by the sum of w[y] over the valid pixels.",
-             "": "(1-e) w[y] (-log p[y]) plus e/K times the sum over c of w[c] (-log p[c]); "
-                 "valid pixels only."})
+                 logits, target, weight, e, rest=1.0),
+             "The K classes share e: each of them gets e/K":
+             lambda logits, target, weight, e: smoothed_by_a(
+                 logits, target, weight, 5 * e, rest=1 - e),
+             "This divides by the sum of the K weights. D has a weight per valid pixel":
+             lambda logits, target, weight, e: smoothed_by_a(logits, target, weight, e)
+             * weight[target[target != 255]].sum() / weight.sum()},
+      hints={"": "(1-e) w[y] (-log p[y]) plus e/K times the sum over c of w[c] (-log p[c]); "
+                 "valid pixels only, above and below the line."})
 
 # %% [markdown]
 # ## Backward
@@ -372,15 +369,16 @@ def smoothed_cross_entropy_backward(dloss, logits, target, weight, e):
 
 
 # %% tags=["check-4.3"]
-def gradient_by_a(dloss, logits, target, weight, e, price=None, total=None):
-    """dlogits with a slip: another price of the smoothed part, or 1 for the sum of a."""
+def gradient_by_a(dloss, logits, target, weight, e, price=None, total=None, ignored=False,
+                  only_own=False):
+    """dlogits with a slip: another price, 1 for the sum of a, ignored pixels, half of a left."""
     is_valid = target != 255
     w = weight[np.where(is_valid, target, 0)] * is_valid
     price = weight if price is None else price(w)
-    a = (1 - e) * w[..., None] * (np.arange(5) == target[..., None]) \
-        + e / 5 * price * is_valid[..., None]
+    own = (1 - e) * w[..., None] * (np.arange(5) == target[..., None])
+    a = own + e / 5 * price * (is_valid | ignored)[..., None]
     total = a.sum(axis=-1, keepdims=True) if total is None else is_valid[..., None]
-    return dloss * (total * np.exp(log_softmax(logits)) - a) / w.sum()
+    return dloss * (total * np.exp(log_softmax(logits)) - (own if only_own else a)) / w.sum()
 
 
 check("4.3", smoothed_cross_entropy_backward,
@@ -399,12 +397,15 @@ check("4.3", smoothed_cross_entropy_backward,
              lambda *args, **inputs: gradient_by_a(*args, **inputs, total=1),
              "Here the smoothed part is priced by the pixel's weight, w[y]. Class c costs w[c]":
              lambda *args, **inputs: gradient_by_a(*args, **inputs,
-                                                   price=lambda w: w[..., None])},
-      hints={"named": "",
-             "scale": "Divide by the sum of w[y] over the valid pixels.",
+                                                   price=lambda w: w[..., None]),
+             "An ignored pixel moves nothing: all its K numbers are 0, so a must be 0 there":
+             lambda *args, **inputs: gradient_by_a(*args, **inputs, ignored=True),
+             "What the true class keeps and what is shared out are both in a: subtract all of it":
+             lambda *args, **inputs: gradient_by_a(*args, **inputs, only_own=True)},
+      hints={"scale": "Divide by the sum of w[y] over the valid pixels.",
              "sign": "What the network said comes first: (sum a) p - a.",
-             "places": "An ignored pixel moves nothing: all its K numbers are 0.",
-             "": "(sum of a) times p, minus a; times dloss, divided by D."})
+             "": "a = (1-e) w[y] [c = y] + e/K w[c]; (sum of a) times p, minus a; times dloss, "
+                 "divided by D."})
 
 # %% [markdown]
 # The package's gradient, on the larger batch, against the formula:
@@ -461,16 +462,17 @@ print(f"our {K} classes, inverse weights {inverse.max() / inverse.min():.0f} : 1
 
 # %% tags=["experiment"]
 masks = np.stack([plans[i].mask for i in range(0, len(plans), 4)])  # (80, 64, 80)
+share = np.bincount(masks.ravel(), minlength=K) / masks.size
 uniform = np.zeros((*masks.shape, K), np.float32)
 EXPONENTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 shares_of = {}
 for t in EXPONENTS:
-    books = gradient_ledger(Criterion("ce", weight=f ** -t), uniform, masks)
+    books = gradient_ledger(Criterion("ce", weight=share ** -t), uniform, masks)
     shares_of[f"t = {t:g}"] = books.share_by_target
     print(f"t = {t:4g}: background {percent(books.share_by_target[0]):>7}, the four fixtures "
           f"{percent(books.share_by_target[rare].sum())}")
-plots.show(ledgers_side_by_side(f, {"uniform prediction": shares_of}, names, plans.palette, rare),
-           "04_class_weights_ledger")
+plots.show(ledgers_side_by_side(share, {"uniform prediction": shares_of}, names, plans.palette,
+                                rare), "04_class_weights_ledger")
 
 # %% [markdown]
 # At $t = 1$ every class has the same share, one twelfth: that is what "inverse" means. Now train.
@@ -517,9 +519,10 @@ plots.show(class_scores(scores, names, f, rare), "04_class_weights")
 # precision is not 0, it does not exist. With inverse weights a good part of their pixels is found,
 # which is recall; yet nearly everything that is called a fixture is none, which is precision. So
 # their IoU is not much different from what the root gives. The pixels that they wrongly take are
-# missing elsewhere: look at wall, door and background. The root stands between, and has the best
-# mean IoU of the three. That is what a weight buys: **recall, paid for with precision**. Nobody
-# sees the price who looks at recall alone, and mean IoU hides who pays.
+# missing elsewhere: look at wall, door and background. With the root the fixtures stand between,
+# while the rooms, taken together, have gained in both; it has the best mean IoU of the three. So
+# what a weight buys the rarest is **recall, paid for with precision**. Nobody sees the price who
+# looks at recall alone.
 #
 # Do not read more into it than this. It is a short training on small pictures; given more epochs,
 # all three move, and which exponent is best depends on the data.
@@ -528,32 +531,20 @@ plots.show(class_scores(scores, names, f, rare), "04_class_weights")
 #
 # **"Weights of 0.5 for the background, 5 and 8 for the rare classes."** A guide to floor plans
 # prints these as what $1/(Kf)$ gives at 34 classes, with a background of three quarters of the
-# pixels. Invert the formula:
+# pixels. **"Square-root weights from 0.226 to 11.167."** Another one prints these for an imbalance
+# of 2445 : 1, and $\sqrt{n_\text{max}/n}$ beside them. Compute both:
 
 # %%
-for w in (0.5, 5.0, 8.0):
-    print(f"weight {w:g} at 34 classes: of a class with {percent(1 / (34 * w))} of the pixels")
-print(f"three quarters of the pixels: {1 / (34 * 0.75):.3f}; two per cent: {1 / (34 * 0.02):.2f}")
-print(f"8 to 0.5 is {8 / 0.5:g} : 1; by the formula, 8 beside that background is "
+print(f"1/(Kf) for three quarters of the pixels: {1 / (34 * 0.75):.3f}; "
+      f"0.5 would be for a class with {percent(1 / (34 * 0.5))} of them")
+print(f"8 beside 0.5 is {8 / 0.5:g} : 1; 8 beside the background's own would be "
       f"{8 * 34 * 0.75:.0f} : 1")
+print(f"sqrt(2445 / 1) = {np.sqrt(2445):.1f}; 11.167 : 0.226 = {11.167 / 0.226:.1f} : 1")
 
 # %% [markdown]
-# No class with three quarters of the pixels weighs 0.5 by that formula. If all the numbers were
-# off by one factor, it would cancel. But the ratios are others, and these are all that counts.
-#
-# **"Square-root weights from 0.226 to 11.167."** Another guide prints these for an imbalance of
-# 2445 : 1, and $\sqrt{n_\text{max}/n}$ beside them:
-
-# %%
-of_guide = np.sqrt(np.array([2445, 2445]) / np.array([2445, 1]))
-print(f"the formula: from {of_guide[0]:g} to {of_guide[1]:.1f}")
-print(f"the printed ones: {11.167 / 0.226:.1f} : 1, the formula's divided by "
-      f"{of_guide[1] / 11.167:.2f}")
-
-# %% [markdown]
-# So something was divided by that the text does not mention. In cross-entropy that is harmless.
-# Whoever takes the formula for a focal loss has an $\alpha$ more than four times as large as the
-# guide's.
+# In cross-entropy a common factor would cancel. The second guide's weights are off by no more than
+# that: something was divided by that the text does not mention. The first one's ratios are others,
+# and these are all that counts.
 #
 # **"A loss of 0.5 shows that it has converged."** The same floor-plan guide trains with smoothing
 # 0.1 and weights. Smoothing asks for probabilities that are not 0 and 1, so that even the best
@@ -573,18 +564,7 @@ for title, weight in (("no weights", None), ("inverse weights", 1 / (34 * shares
 #
 # ## To think about
 #
-# **1.** Why does weight 0.1 on the background and 50 on the toilets do nothing in most batches?
-#
-# <details><summary>Answer</summary>
-#
-# Most batches show no toilet, so the 50 appears in neither numerator nor denominator; and if the
-# background is nearly all of the batch, its 0.1 cancels. Rare classes act in bursts: a batch that
-# has one is dominated by it. Larger batches, or a sampler that brings rare classes more often,
-# make it steadier.
-#
-# </details>
-#
-# **2.** Two people train with the same weights, batches and learning rate, one in torch, one with
+# **1.** Two people train with the same weights, batches and learning rate, one in torch, one with
 # a loss divided by the number of pixels. Where do their trainings differ, if the optimizer is
 # Adam?
 #
@@ -597,7 +577,7 @@ for title, weight in (("no weights", None), ("inverse weights", 1 / (34 * shares
 #
 # </details>
 #
-# **3.** Weights help recall and cost precision. Could one have the trained network without
+# **2.** Weights help recall and cost precision. Could one have the trained network without
 # weights, and only predict the rare classes more readily?
 #
 # <details><summary>Answer</summary>

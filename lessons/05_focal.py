@@ -97,7 +97,10 @@ print(f"2.5 x 0.7^2 = {2.5 * 0.7 ** 2:.3f}")
 
 # %% tags=["exercise-5.1"]
 def focal(logits, target, alpha, gamma):
-    """Return the focal loss, a float, of logits (N, H, W, K), target (N, H, W), alpha (K,)."""
+    """Return the focal loss, a float, of logits (N, H, W, K), target (N, H, W), alpha (K,).
+
+    gamma is a float >= 0; a pixel with the target 255 takes no part.
+    """
     ### BEGIN SOLUTION
     is_valid = target != 255
     label = np.where(is_valid, target, 0)
@@ -138,10 +141,16 @@ check("5.1", focal, {"logits": logits, "target": target, "alpha": alpha, "gamma"
                  lambda p: (1 - p) ** gamma, np.ones(5), logits, target),
              "alpha is inside the power here: only 1 - p_t is":
              lambda logits, target, alpha, gamma: focal_of(
-                 lambda p: (1 - p) ** gamma, alpha ** (gamma + 1), logits, target)},
-      hints={"named": "", "scale": "Divide by the number of pixels that are not 255.",
-             "sign": "The logarithm of a probability is negative, a loss is not.",
-             "": "alpha[y] (1 - p_t)^gamma (-log p_t), averaged over the valid pixels."})
+                 lambda p: (1 - p) ** gamma, alpha ** gamma, logits, target),
+             "gamma is a factor here: it is the exponent of 1 - p_t":
+             lambda logits, target, alpha, gamma: focal_of(
+                 lambda p: (1 - p) * gamma, alpha, logits, target),
+             "The ignored pixels count here, with the class that stands in for 255":
+             lambda logits, target, alpha, gamma: losses.focal_forward(
+                 logits, np.where(target == 255, 0, target), alpha=alpha, gamma=gamma)[0]},
+      hints={"sign": "The logarithm of a probability is negative, a loss is not.",
+             "": "alpha[y] (1 - p_t)^gamma (-log p_t), summed over the valid pixels and divided "
+                 "by their number."})
 
 # %% [markdown]
 # ## Backward
@@ -212,13 +221,20 @@ truth = target.copy()
 truth[0, 1, :2] = 0
 
 
-def scaled_ce(dloss, logits, target, alpha, gamma, g):
-    """dlogits with another factor g(p_t, log p_t, gamma)."""
+def stable_g(p_t, log_pt, gamma):
+    """The second form of g."""
+    miss = -np.expm1(log_pt)
+    return miss ** gamma * (1 + gamma * p_t * -log_pt / np.where(miss > 0, miss, 1))
+
+
+def scaled_ce(dloss, logits, target, alpha, gamma, g, ignored=False):
+    """dlogits with another factor g(p_t, log p_t, gamma), or at the ignored pixels as well."""
     is_valid = target != 255
     label = np.where(is_valid, target, 0)
     log_prob = log_softmax(logits)
     log_pt = np.take_along_axis(log_prob, label[..., None], axis=-1)[..., 0]
-    factor = dloss * alpha[label] * g(np.exp(log_pt), log_pt, gamma) * is_valid / is_valid.sum()
+    factor = dloss * alpha[label] * g(np.exp(log_pt), log_pt, gamma) / is_valid.sum()
+    factor = factor * (is_valid | ignored)
     return factor[..., None] * (
         np.exp(log_prob) - (np.arange(logits.shape[-1]) == target[..., None]))
 
@@ -238,13 +254,19 @@ check("5.2", focal_backward, {"logits": hard, "target": truth, "alpha": alpha, "
              "positive":
              lambda *args, **inputs: scaled_ce(
                  *args, **inputs, g=lambda p, log_p, gamma: (1 - p) ** gamma * (
-                     1 + gamma * p * log_p / np.where(p < 1, 1 - p, 1)))},
-      hints={"named": "", "scale": "Divide by the number of pixels that are not 255.",
+                     1 + gamma * p * log_p / np.where(p < 1, 1 - p, 1))),
+             "alpha is missing: every pixel is multiplied by that of its class":
+             lambda dloss, logits, target, alpha, gamma: scaled_ce(
+                 dloss, logits, target, np.ones(5), gamma, stable_g),
+             "An ignored pixel moves nothing: all its K numbers are 0":
+             lambda dloss, logits, target, alpha, gamma: scaled_ce(
+                 dloss, logits, target, alpha, gamma, stable_g, ignored=True)},
+      hints={"scale": "Divide by the number of pixels that are not 255.",
              "nan": "Start from log_softmax, use the second form of g, and give the fraction "
                     "another denominator where 1 - p_t is 0.",
              "sign": "What the network said comes first: p - onehot.",
-             "places": "An ignored pixel moves nothing: all its K numbers are 0.",
-             "": "dloss * alpha[y] / P * g * (p - onehot)."})
+             "": "dloss * alpha[y] / P * g * (p - onehot), with g = (1 - p_t)^gamma [1 + gamma "
+                 "p_t (-log p_t) / (1 - p_t)]; 0 at the ignored pixels."})
 
 # %% [markdown]
 # The package computes the same, in blocks of pixels, with gradient and loss in one pass:
@@ -262,8 +284,9 @@ plots.show(loss_against_probability((0.0, 0.5, 1.0, 2.0, 5.0), {"easy": 0.9, "ha
 
 # %% [markdown]
 # On the right, follow the dotted lines. At the easy pixel each step down from one curve to the
-# next is what $\gamma$ takes from it, and the scale is logarithmic: it is a lot. At the hard pixel
-# the curves lie together, and those of focal loss even a little *above* cross-entropy's.
+# next is what $\gamma$ takes from it, and the scale is logarithmic: it is a lot, and $\gamma = 5$
+# even leaves the picture. At the hard pixel the curves lie together, and those of focal loss even
+# a little *above* cross-entropy's.
 #
 # ## Hard is not rare
 #
@@ -346,7 +369,7 @@ plots.show(ledgers_side_by_side(f, shares, names, plans.palette, rare), "05_foca
 # The second row: background is probable now, so a larger $\gamma$ takes from it, and all other
 # classes gain, the rare ones no more than the rest. In the third, the network has learned
 # something, and focal loss still moves the gradient, away from background and wall. But look where
-# to: to the four kinds of rooms, which look alike and are hard. The fixtures' share hardly
+# to: mostly to the four kinds of rooms, which look alike and are hard. The fixtures' share hardly
 # changes; among all that is hard, they remain few. And the easy pixels, which focal loss is all
 # about?
 

@@ -6,8 +6,8 @@
 # | goal | derive dice loss and its gradient, and see where it stalls |
 # | before this | lessons 2 to 5 |
 # | read | 15 minutes |
-# | exercises | 20 minutes |
-# | computes | 30 s |
+# | exercises | 15 minutes |
+# | computes | 24 s |
 
 # %%
 import numpy as np
@@ -16,7 +16,7 @@ from minisegnet import datasets, losses, plots
 from minisegnet.imbalance.fingerprint import stall_value
 from minisegnet.imbalance.gradient_ledger import gradient_ledger
 from minisegnet.losses import Criterion
-from minisegnet.losses.conventions import smp_dice, unet_dice
+from minisegnet.losses.conventions import unet_dice
 from minisegnet.models import build_model
 from minisegnet.optim import AdamW
 from minisegnet.optim.schedules import OneCycleLR
@@ -101,13 +101,18 @@ target = rng.integers(0, 4, (2, 3, 4))  # class 4 is absent
 target[0, 0, :2] = target[1, 2, 3] = 255
 
 
-def dice_with(logits, target, s, *, classes=None, ignored=False, per_image=False, factor=2):
+def dice_with(logits, target, s, *, classes=None, ignored=False, per_image=False, factor=2,
+              is_iou=False, pooled=False):
     """The dice loss, or one of its slips."""
     onehot = np.arange(logits.shape[-1]) == target[..., None]
     probs = softmax(logits) * ((target != 255)[..., None] | ignored)
     axes = (1, 2) if per_image else (0, 1, 2)
     both, predicted, true = ((a.sum(axis=axes)) for a in (probs * onehot, probs, onehot))
+    if pooled:
+        return float(1 - (2 * both.sum() + s) / (predicted.sum() + true.sum() + s))
     dice = (factor * both + s) / (predicted + true + s)
+    if is_iou:
+        dice = (both + s) / (predicted + true - both + s)
     return float(1 - dice[true > 0 if classes is None else np.full(true.shape, True)].mean())
 
 
@@ -122,8 +127,16 @@ check("6.1", dice_loss, {"logits": logits, "target": target, "s": 1.0},
              "It is twice the intersection: without the 2 a perfect prediction has dice 0.5":
              lambda **inputs: dice_with(**inputs, factor=1),
              "This is the mean of the scores. The loss is 1 minus it":
-             lambda **inputs: 1 - dice_with(**inputs)},
-      hints={"named": "", "nan": "Average the classes with T > 0 only.",
+             lambda **inputs: 1 - dice_with(**inputs),
+             "The scores are added up, not averaged over the n classes present":
+             lambda **inputs: 1 - 4 * (1 - dice_with(**inputs)),
+             "The sum is over the n classes present, so it is divided by n and not by K":
+             lambda **inputs: 1 - 4 / 5 * (1 - dice_with(**inputs)),
+             "This is soft IoU: in S + T the overlap counts twice, as it does above the line":
+             lambda **inputs: dice_with(**inputs, is_iou=True),
+             "The classes are summed up before the division: each has a score of its own":
+             lambda **inputs: dice_with(**inputs, pooled=True)},
+      hints={"nan": "Average the classes with T > 0 only.",
              "": "I, S and T per class over all valid pixels of the batch; then "
                  "1 - mean of (2 I + s) / (S + T + s) over the classes with T > 0."})
 
@@ -173,7 +186,7 @@ def dice_backward(dloss, logits, target, s):
 
 # %% tags=["check-6.2"]
 def gradient_with(dloss, logits, target, s, *, average_all=False, constant_size=False,
-                  without_softmax=False, one_term=False, ignored=False):
+                  without_softmax=False, one_term=False, ignored=False, diagonal=False):
     """dlogits of dice, or one of its slips."""
     onehot = np.arange(logits.shape[-1]) == target[..., None]
     probs = softmax(logits) * ((target != 255)[..., None] | ignored)
@@ -184,6 +197,8 @@ def gradient_with(dloss, logits, target, s, *, average_all=False, constant_size=
     dprobs = share * ((2 * both + s) / U ** 2 * (not constant_size) - 2 * onehot / U)
     if without_softmax:
         return dprobs * (target != 255)[..., None]
+    if diagonal:
+        return probs * (1 - probs) * dprobs
     return probs * (dprobs - (not one_term) * (probs * dprobs).sum(axis=-1, keepdims=True))
 
 
@@ -199,9 +214,11 @@ check("6.2", dice_backward, {"logits": logits, "target": target, "s": 1.0},
              lambda *args, **inputs: gradient_with(*args, **inputs, without_softmax=True),
              "The softmax has a second part: every logit moves the others' probabilities, too":
              lambda *args, **inputs: gradient_with(*args, **inputs, one_term=True),
+             "p (1 - p) is the logit's effect on its own class only: the others' move, too":
+             lambda *args, **inputs: gradient_with(*args, **inputs, diagonal=True),
              "Ignored pixels are in S: set their probabilities to 0 before the sums":
              lambda *args, **inputs: gradient_with(*args, **inputs, ignored=True)},
-      hints={"named": "", "sign": "More overlap is less loss: dL/dI is negative.",
+      hints={"sign": "More overlap is less loss: dL/dI is negative.",
              "scale": "Each class in the mean has the share 1/n, the others 0.",
              "": "dL/dp = dL/dS + t dL/dI, then p (dL/dp - sum of p dL/dp)."})
 
@@ -264,26 +281,20 @@ print(f"\n1 - 1/K = {1 - 1 / K:.4f}, 1 - D/K with the dice D of the background =
 #
 # ## Other people's dice
 #
-# The same name stands for quite different numbers. segmentation_models.pytorch counts an absent
-# class as perfect, in a mean over all $K$. Let 3 of 21 classes be present, and everything be
-# wrong:
+# The same name stands for quite different numbers. segmentation_models.pytorch takes the mean over
+# all $K$ classes and counts an absent one as perfect (the "absent = 1" of lesson 2), so that a
+# small loss may mean that few classes were there. And this is the multi-class dice of a UNet
+# repository that has been copied very often:
 
 # %%
-wrong = np.zeros((1, 32, 32, 21))
-wrong[..., 20] = 30.0  # sure of a class that is not there
-three = rng.integers(0, 3, (1, 32, 32))
-print(f"everything wrong: ours {losses.dice_forward(wrong, three)[0]:.3f}, "
-      f"smp {smp_dice(wrong, three):.3f} (3/21 = {3 / 21:.3f})")
-
 p_true = np.take_along_axis(softmax(big), np.where(labels == 255, 0, labels)[..., None], axis=-1)
 print(f"the well-known UNet repository: {unet_dice(big, labels):.6f}, "
       f"1 - mean(p_true) = {1 - p_true[..., 0][labels != 255].mean():.6f}")
 
 # %% [markdown]
-# With smp's convention a small loss may mean that few classes were there. And the multi-class dice
-# of a UNet repository that has been copied very often sums pixels *and classes* in one go. Then
-# $S$ and $T$ are both the number of pixels, and what is left is one minus the mean probability of
-# the true class: a pixel counts like any other, and no class is balanced at all.
+# It sums pixels *and classes* in one go. Then $S$ and $T$ are both the number of pixels, and what
+# is left is one minus the mean probability of the true class: a pixel counts like any other, and
+# no class is balanced at all.
 #
 # ## Does dice balance the classes?
 #

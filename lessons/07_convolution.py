@@ -6,8 +6,8 @@
 # | goal | write a convolution forward and backward as matrix products, and know their price |
 # | before this | lesson 0 |
 # | read | 15 minutes |
-# | exercises | 25 minutes |
-# | computes | 4 s |
+# | exercises | 15 minutes |
+# | computes | 3 s |
 
 # %%
 import time
@@ -155,8 +155,8 @@ def by_torch(torch, x, weight, stride, padding):
     return out.permute(0, 2, 3, 1)
 
 
-# The kernel is not square, so that its axes cannot be mixed up without notice.
-inputs = {"x": rng.standard_normal((2, 6, 7, 3)), "weight": rng.standard_normal((3, 2, 3, 4)),
+# The kernel is not square, nor is the output, so that no axes are mixed up without notice.
+inputs = {"x": rng.standard_normal((2, 6, 8, 3)), "weight": rng.standard_normal((3, 2, 3, 4)),
           "stride": 2, "padding": 1}
 
 check("7.1", conv2d, inputs, expected=by_package, torch=by_torch,
@@ -164,6 +164,11 @@ check("7.1", conv2d, inputs, expected=by_package, torch=by_torch,
           "this is right for a kernel turned by 180 degrees. Here tap (a, b) meets the pixel a "
           "rows below and b columns to the right of the window's corner":
           lambda x, weight, stride, padding: by_package(x, weight[::-1, ::-1], stride, padding),
+          "the windows stand one pixel apart here: hand the stride on to seen_by":
+          lambda x, weight, stride, padding: by_package(x, weight, 1, padding)[:, :3, :5],
+          "each tap overwrites what the taps before it have brought: add (+=) the products":
+          lambda x, weight, stride, padding: seen_by(
+              pad(x, padding), 2, 1, 3, 5, stride) @ weight[2, 1],
           "the numbers of a row of cols are in another order than the weights: both must run over "
           "KH, then KW, then C":
           lambda x, weight, stride, padding: by_package(
@@ -221,7 +226,7 @@ check("7.2", conv2d_dweight, inputs, forward=by_package, wrt=["weight"], torch=b
           lambda dout, x, weight, stride, padding: ops.conv2d_backward(
               dout, ops.conv2d_forward(np.pad(x, ((0, 0), (0, 2), (0, 2), (0, 0))), weight,
                                        stride=stride)[1])[1]},
-      quantities={"the number of windows, N * OH * OW": 2 * 3 * 4,
+      quantities={"the number of windows, N * OH * OW": 2 * 3 * 5,
                   "the number of pictures, N": 2},
       hints={"scale": "A sum over the windows, not a mean: the loss has taken its mean already.",
              "": "For each tap: dweight[a, b] = X.T @ dout, with X = seen_by(padded, ...) and "
@@ -261,9 +266,17 @@ def of_one_tap_each(dout, x, weight, stride, padding):
 
 check("7.3", conv2d_dx, inputs, forward=by_package, wrt=["x"], torch=by_torch,
       slips={"each tap overwrites what the taps before it have brought: add (+=), since a pixel "
-             "is in several windows": of_one_tap_each},
+             "is in several windows": of_one_tap_each,
+             "the sums begin with x in place of zeros":
+             lambda dout, x, weight, stride, padding: x + ops.conv2d_backward(
+                 dout, ops.conv2d_forward(x, weight, stride=stride, padding=padding)[1])[0],
+             "the padding is on all four sides: the picture begins at [padding, padding], not at "
+             "[0, 0]": lambda dout, x, weight, stride, padding: ops.conv2d_backward(
+                 dout, ops.conv2d_forward(pad(x, padding), weight, stride=stride)[1])[0][
+                     :, :x.shape[1], :x.shape[2]]},
       hints={"shape": "dx has the shape of x: cut the padding off, on all four sides.",
-             "": "For each tap: seen_by(dpadded, ...)[...] += dout @ weight[a, b].T"})
+             "": "For each tap: seen_by(dpadded, ...)[...] += dout @ weight[a, b].T; then cut the "
+                 "padding off: x begins at [padding, padding]."})
 
 # %% [markdown]
 # Such a backward pass is a layer of its own. With stride 2, dx has twice the rows and columns of
@@ -286,12 +299,11 @@ print(f"{coarse.shape} became {enlarged.shape}; dx against the transposed convol
 # window sees *in one row* lie side by side in memory, $KW \cdot C$ numbers in one piece. Copy
 # these pieces, for every row and every column: $KW$ copies of the input. Then take the kernel's
 # rows one after the other. Row $a$ needs the pieces of rows $a, a + 1, \dots$, and that is a
-# slice, without another copy. So three shifted products, each $K = 3C$ deep, make a 3 x 3
+# slice, without another copy. So three shifted products, each $3C$ deep, make a 3 x 3
 # convolution.
 #
-# NumPy can *say* "pieces of $KW \cdot C$ numbers, the next one a pixel further" without copying,
-# by a view whose last axis runs on into the next pixel: the strides, the steps in memory along
-# each axis, stay as they are, only the last axis is longer. Here are three ways, for stride 1:
+# (`as_strided` below describes overlapping pieces without a copy. It is explained in question 1;
+# you may take it as it is.) Here are three ways, for stride 1:
 
 
 # %%
@@ -404,10 +416,9 @@ rows += [(name, f"{each:.3g}", f"{nanoseconds['loops'] / each:,.0f}")
 print("\n".join(ruled(rows)))
 
 # %% [markdown]
-# That answers the first question, and begins to answer the second. Python looks up names, checks
-# types and makes an object for every single number; and BLAS, the library behind `@`, multiplies
-# eight or more numbers with one instruction and uses each number that it has fetched many times
-# before it lets go of it.
+# That answers the first question, and begins to answer the second. Python makes an object for
+# every single number; BLAS, the library behind `@`, multiplies eight or more numbers with one
+# instruction, and uses each that it has fetched many times before it lets go of it.
 #
 # ## The experiment: turn the size of the kernel
 #
@@ -451,23 +462,18 @@ plots.show(over_a_knob("side of the kernel, pixels", knob, [
 # windows with its *side*, and tap by tap hardly grows at all. (The 1 x 1 kernel needs no copy
 # whatever: in NHWC it is `x @ weight`. These three do not look out for it; the package does.)
 #
-# Time is less simple. The one large product of im2col is the best that BLAS can be asked for, and
-# as long as its matrix stays in the processor's cache, it is hard to beat. When the matrix has
-# outgrown the cache, writing it and reading it again costs more than the product gains. Tap by tap
-# copies little, but adds a product to the whole output $KH \cdot KW$ times; the row windows do so
-# $KH$ times only, and their products are deeper. Make `x` smaller or larger, and the order may
-# change.
-#
-# So "which way is best" has no answer without sizes and a machine. The package takes im2col while
-# a window has at most 128 numbers (the first layer of a network, where three channels are too thin
-# for a product per tap), and goes tap by tap above that, one picture at a time, so that the output
-# it adds to stays in the cache. On a GPU it gathers some thousand windows at a time, and
-# multiplies them while they are still in the GPU's cache.
+# Time is less simple. The one large product of im2col is the best that BLAS can be asked for. But
+# once its matrix has outgrown the processor's cache, writing it and reading it again costs more
+# than the product gains. Tap by tap copies little, but adds a product to the whole output
+# $KH \cdot KW$ times; the row windows do so $KH$ times only, and their products are deeper. Make
+# `x` smaller or larger, and the order may change: "which way is best" has no answer without sizes
+# and a machine.
 #
 # ## To think about
 #
-# **1.** Why does the copy of the row windows have to be made at all, when NumPy can describe it by
-# strides?
+# **1.** NumPy can describe the row windows without copying them: `as_strided` gives a view whose
+# last axis runs on into the next pixel, since all the other steps in memory stay as they are. Why
+# is the copy made all the same?
 #
 # <details><summary>Answer</summary>
 #

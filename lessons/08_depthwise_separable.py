@@ -5,9 +5,9 @@
 # |---|---|
 # | goal | split a convolution in two, count what is saved, and measure what is left |
 # | before this | lesson 7 |
-# | read | 12 minutes |
-# | exercises | 25 minutes |
-# | computes | 5 s |
+# | read | 15 minutes |
+# | exercises | 15 minutes |
+# | computes | 4 s |
 
 # %%
 import time
@@ -44,7 +44,8 @@ rng = np.random.default_rng(8)
 # ## One convolution, two jobs
 #
 # A dense convolution does two things at once. It looks around, over the $K \times K$ pixels of a
-# window, and it mixes, all $C$ channels into each of $OC$:
+# window ($K$ is the side of the kernel here, not a number of classes), and it mixes, all $C$
+# channels into each of $OC$:
 #
 # $$\text{out}[i, j, o] = \sum_{a, b, c} x[i + a - p,\; j + b - p,\; c] \cdot w[a, b, c, o]$$
 #
@@ -156,6 +157,9 @@ check("8.1", depthwise, inputs, expected=package_depthwise, torch=torch_depthwis
       slips={"this is right without dilation: the taps must stand `dilation` pixels apart":
              lambda x, weight, stride, padding, dilation: package_depthwise(
                  x, weight, stride, padding, 1)[:, :5, :4],
+             "the windows stand one pixel apart here: hand the stride on to seen_from":
+             lambda x, weight, stride, padding, dilation: package_depthwise(
+                 x, weight, 1, padding, dilation)[:, :5, :4],
              "the channels are summed up: here each one stays by itself":
              lambda x, weight, stride, padding, dilation: np.broadcast_to(package_depthwise(
                  x, weight, stride, padding, dilation).sum(axis=3, keepdims=True), (2, 5, 4, 5))},
@@ -208,17 +212,28 @@ def overwriting(dout, x, weight, stride, padding, dilation):
     return dpadded[:, padding:padding + x.shape[1], padding:padding + x.shape[2]], dweight
 
 
+def summed_up(dout, x, weight, stride, padding, dilation):
+    """Both gradients, but dweight summed over the channels, too."""
+    _, cache = ops.depthwise_conv2d_forward(x, weight, stride=stride, padding=padding,
+                                            dilation=dilation)
+    dx, dweight = ops.depthwise_conv2d_backward(dout, cache)[:2]
+    return dx, np.broadcast_to(dweight.sum(axis=2, keepdims=True), dweight.shape)
+
+
 check("8.2", depthwise_backward, inputs, forward=package_depthwise, wrt=["x", "weight"],
       torch=torch_depthwise,
       slips={"each tap overwrites what the taps before it have brought: add (+=), since a pixel "
-             "is in several windows": overwriting},
+             "is in several windows": overwriting,
+             "without axes, sum adds up the channels as well: sum over the axes 0, 1, 2":
+             summed_up},
       quantities={"the number of windows, N * OH * OW": 2 * 5 * 4,
                   "the number of pictures, N": 2},
       hints={"scale": "A sum over the windows, not a mean.",
              "shape": "dx has the shape of x: cut the padding off. dweight[a, b] has one number "
                       "per channel: sum over the axes 0, 1, 2.",
              "": "For each tap: dweight[a, b] is the sum of (what it sees) * dout over the axes "
-                 "0, 1, 2; and dout * weight[a, b] is added to dx where the tap saw."})
+                 "0, 1, 2; and dout * weight[a, b] is added to dx where the tap saw, dilation "
+                 "and all. In the end cut the padding off: x begins at [padding, padding]."})
 
 # %% [markdown]
 # ## Counted
@@ -271,6 +286,12 @@ check("8.3", separable_cost, dict(C=C, OC=OC, K=K, P=P),
              lambda C, OC, K, P: (*counted(C, OC, K, P)[:2], counted(C, OC, K, P)[2] - P * C),
              "mid is missing: it is written by the one and read by the other, P * C numbers each":
              lambda C, OC, K, P: (*counted(C, OC, K, P)[:2], counted(C, OC, K, P)[2] - 2 * P * C),
+             "mid has as many channels as x: the pointwise part comes second":
+             lambda C, OC, K, P: (*counted(C, OC, K, P)[:2],
+                                  counted(C, OC, K, P)[2] + P * (OC - C)),
+             "the weights are read, too: they count among the numbers moved":
+             lambda C, OC, K, P: (*counted(C, OC, K, P)[:2],
+                                  counted(C, OC, K, P)[2] - counted(C, OC, K, P)[0]),
              "the kernels of the depthwise part are for C channels, one each, not for OC":
              lambda C, OC, K, P: (K * K * OC + C * OC, P * (K * K * OC + C * OC), 0)},
       hints={"type": "Return three whole numbers.",
@@ -353,15 +374,16 @@ def timed(channels, N=2, H=24, W=32):
 C, P = 128, 2 * 24 * 32
 work = (9 * C * C * P, 9 * C * P, C * C * P)
 rows = [("128 to 128 channels", "million multiply-adds", "ms", "billion of them per second")]
-for name, count, ms in zip(("dense", "depthwise", "pointwise"), work, times := timed(C)):
+times = timed(C)
+for name, count, ms in zip(("dense", "depthwise", "pointwise"), work, times):
     rows.append((name, f"{count / 1e6:.1f}", f"{ms:.2f}", f"{count / ms / 1e6:.1f}"))
 print("\n".join(ruled(rows)))
 print(f"\nthe depthwise part: {percent(work[1] / sum(work[1:]))} of the multiply-adds of the "
       f"separable convolution, {percent(times[1] / sum(times[1:]))} of its time")
 
 # %% [markdown]
-# That is the answer to the question at the top. A multiply-add of the depthwise part takes many
-# times as long as one of the pointwise part.
+# That is the answer to the question at the top. Compare the last column: a multiply-add of the
+# depthwise part takes several times as long as one of the pointwise part.
 #
 # ## The experiment: turn the number of channels
 #

@@ -46,6 +46,15 @@ def central_differences(f, x, upstream, h):
 def central_differences(f, x, upstream, h):
     return upstream * (f(x + h) - f(x - h)) / (2 * h)
 """, "shape"),
+    ("0.1", """
+def central_differences(f, x, upstream, h):
+    gradient = np.zeros_like(x)
+    for index in np.ndindex(x.shape):
+        e = np.zeros_like(x)
+        e[index] = h
+        gradient[index] = (upstream * (f(x + e) - f(x - e))).mean() / (2 * h)
+    return gradient
+""", "multiply the change of f by upstream, sum"),
     ("0.2", """
 def scale_and_shift_backward(dout, x, weight, bias):
     return weight * dout, dout * x, dout
@@ -71,6 +80,10 @@ def scale_and_shift_backward(dout, x, weight, bias):
     return (weight * dout, (dout * x).sum(axis=(0, 1, 2), keepdims=True),
             dout.sum(axis=(0, 1, 2), keepdims=True))
 """, "without keepdims"),
+    ("0.2", """
+def scale_and_shift_backward(dout, x, weight, bias):
+    return weight * dout + bias, (dout * x).sum(axis=(0, 1, 2)), dout.sum(axis=(0, 1, 2))
+""", "a term that is summed over there is missing or too much"),
     ("0.2", """
 def scale_and_shift_backward(dout, x, weight, bias):
     return weight * dout, (dout * x).sum(axis=(1, 2, 3)), dout.sum(axis=(1, 2, 3))

@@ -30,6 +30,16 @@ def scores_of_constant(f, k):
     iou[k] = f[k]
     return f[k], iou, np.nanmean(iou)
 """, "0 over something is 0"),
+    ("1.1", """
+def scores_of_constant(f, k):
+    iou = np.zeros_like(f)
+    iou[k] = f[k]
+    return f[k], iou, 1 / len(f)
+""", "take the mean of the IoUs"),
+    ("1.2", """
+def blind_iou(f, q):
+    return f * q / f
+""", "is the recall"),
     ("1.2", """
 def blind_iou(f, q):
     return f * q / (f + q)
@@ -58,6 +68,10 @@ def what_follows(accuracy, iou):
 def what_follows(accuracy, iou):
     return accuracy, accuracy / iou, 1 - accuracy
 """, "1 - accuracy is all that is wrong"),
+    ("1.3", """
+def what_follows(accuracy, iou):
+    return accuracy, accuracy / iou, accuracy / iou - accuracy
+""", "but inside the union"),
     ("1.3", """
 def what_follows(accuracy, iou):
     return accuracy, iou, 1 - iou

@@ -73,6 +73,28 @@ def iou_and_dice(M):
     iou = np.divide(hits, union, out=np.full(union.shape, np.nan), where=union != 0)
     return iou, np.divide(hits, both, out=np.full(both.shape, np.nan), where=both != 0)
 """, "Dice counts the hits twice"),
+    ("2.2", """
+def iou_and_dice(M):
+    hits, truth, called = np.diag(M), M.sum(axis=1), M.sum(axis=0)
+    both, nan = truth + called, np.full(len(M), np.nan)
+    return (np.divide(hits, truth, out=nan.copy(), where=truth != 0),
+            np.divide(2 * hits, both, out=nan, where=both != 0))
+""", "that is the recall"),
+    ("2.3", """
+def summary(M):
+    hits, truth, called = np.diag(M), M.sum(axis=1), M.sum(axis=0)
+    present = truth + called > 0
+    iou = hits[present] / (truth + called - hits)[present]
+    return hits.sum() / M.sum(), (truth[present] * iou).sum(), iou.mean(), iou.sum() / len(M)
+""", "which is the number of pixels"),
+    ("2.3", """
+def summary(M):
+    hits, truth, called = np.diag(M), M.sum(axis=1), M.sum(axis=0)
+    found = hits > 0
+    iou = hits[found] / (truth + called - hits)[found]
+    fw_iou = (truth[found] * iou).sum() / truth.sum()
+    return hits.sum() / M.sum(), fw_iou, iou.mean(), iou.sum() / len(M)
+""", "has the IoU 0, and counts"),
     ("2.3", """
 def summary(M):
     hits, truth, called = np.diag(M), M.sum(axis=1), M.sum(axis=0)

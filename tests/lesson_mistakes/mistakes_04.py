@@ -56,11 +56,33 @@ def median_weights(counts):
     weights[share > 0] = np.median(share) / share[share > 0]
     return weights
 """, "leave the absent one out"),
+    ("4.1", """
+def median_weights(counts):
+    has = counts > 0
+    pixels, image_pixels = counts.sum(axis=0), counts.sum(axis=1) @ has
+    share = pixels / np.maximum(image_pixels, 1)
+    weights = np.zeros(counts.shape[1])
+    weights[share > 0] = np.mean(share[share > 0]) / share[share > 0]
+    return weights
+""", "the median of those over each"),
+    ("4.1", """
+def median_weights(counts):
+    weights, share = np.zeros(counts.shape[1]), np.zeros(counts.shape[1])
+    for c in np.flatnonzero(counts.sum(axis=0)):
+        mine = counts[counts[:, c] > 0]
+        share[c] = (mine[:, c] / mine.sum(axis=1)).mean()
+    present = share > 0
+    weights[present] = np.median(share[present]) / share[present]
+    return weights
+""", "This is the mean of the images' shares"),
     ("4.2", _value(size="label.size"), "the mean is weighted"),
     ("4.2", _value(size="target.size"), "D over the number of all pixels"),
     ("4.2", _value(every="weight[label] * -log_prob.sum(axis=1)"), "Class c costs w[c]"),
     ("4.2", _value(every="-log_prob.sum(axis=1)"), "has no weights here"),
     ("4.2", _value(rest="1"), "keeps 1 - e of its weight"),
+    ("4.2", _value(every="K * -log_prob @ weight").replace("    own", "    K = 5\n    own"),
+     "each of them gets e/K"),
+    ("4.2", _value(size="weight.sum()"), "D has a weight per valid pixel"),
     ("4.3", _gradient(dlogits="np.exp(log_softmax(logits)) * is_valid[..., None] - a"),
      "multiplied by the sum of a"),
     ("4.3", _gradient(price="w[..., None]"), "Class c costs w[c]"),
@@ -75,5 +97,7 @@ def smoothed_cross_entropy_backward(dloss, logits, target, weight, e):
     a = (1 - e) * w[..., None] * (np.arange(K) == target[..., None]) + e / K * weight
     dlogits = a.sum(axis=-1, keepdims=True) * np.exp(log_softmax(logits)) - a
     return dloss * dlogits / w.sum()
-""", "all where target is 255"),
+""", "An ignored pixel moves nothing"),
+    ("4.3", _gradient(dlogits=_RIGHT_GRADIENT["dlogits"][:-1] + "(1 - e) * w[..., None] * onehot"),
+     "subtract all of it"),
 ]

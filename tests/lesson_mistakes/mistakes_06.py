@@ -46,6 +46,12 @@ MISTAKES = [
     ("6.1", _value(result="dice[true > 0].mean()"), "1 minus it"),
     ("6.1", _value(result="1 - (intersection / (predicted + true))[true > 0].mean()"),
      "(2 I + s) / (S + T + s)"),
+    ("6.1", _value(result="1 - dice[true > 0].sum() / true.size"), "divided by n and not by K"),
+    ("6.1", _value(result="1 - dice[true > 0].sum()"), "not averaged over the n classes"),
+    ("6.1", _value(result="1 - ((intersection + s) / (predicted + true - intersection + s))"
+                          "[true > 0].mean()"), "This is soft IoU"),
+    ("6.1", _value(axes="None", result="1 - dice"), "each has a score of its own"),
+    ("6.2", _gradient(result="probs * (1 - probs) * dprobs"), "on its own class only"),
     ("6.2", _gradient(valid=""), "Ignored pixels are in S"),
     ("6.2", _gradient(result="probs * dprobs"), "The softmax has a second part"),
     ("6.2", _gradient(result="dprobs * (target != 255)[..., None]"), "through the softmax"),

@@ -49,7 +49,19 @@ MISTAKES = [
                     "cols[:, :, :, a, b]", "cols[..., a, b]"),
      "both must run over KH, then KW, then C"),
     ("7.1", changed(FORWARD, "padded = pad(x, padding)", "padded = x"), "seen_by(pad(x, padding)"),
+    ("7.1", changed(FORWARD, "output_size(W, KW, stride, padding)",
+                    "output_size(W, KH, stride, padding)"), "OH and OW come from output_size"),
     ("7.1", changed(FORWARD, ".reshape(N, OH, OW, OC)", ""), "reshape"),
+    ("7.1", changed(FORWARD, "a, b, OH, OW, stride)", "a, b, OH, OW, 1)"), "hand the stride on"),
+    ("7.1", """
+def conv2d(x, weight, stride, padding):
+    N, H, W, C = x.shape
+    KH, KW, _, OC = weight.shape
+    OH, OW = output_size(H, KH, stride, padding), output_size(W, KW, stride, padding)
+    for a, b in np.ndindex(KH, KW):
+        out = seen_by(pad(x, padding), a, b, OH, OW, stride) @ weight[a, b]
+    return out
+""", "add (+=) the products"),
     ("7.2", changed(DWEIGHT, "padded = pad(x, padding)",
                     "padded = np.pad(x, ((0, 0), (0, 2), (0, 2), (0, 0)))"),
      "must be padded as it was forward"),
@@ -62,5 +74,9 @@ MISTAKES = [
     ("7.3", changed(DX, "[...] += dout", "[...] = dout"), "add (+=)"),
     ("7.3", changed(DX, "dpadded[:, padding:padding + H, padding:padding + W]", "dpadded"),
      "cut the padding off"),
+    ("7.3", changed(DX, "dpadded[:, padding:padding + H, padding:padding + W]",
+                    "dpadded[:, :H, :W]"), "begins at [padding, padding]"),
+    ("7.3", changed(DX, "np.zeros_like(pad(x, padding))", "pad(x, padding)"),
+     "begin with x in place of zeros"),
     ("7.3", changed(DX, "weight[a, b].T", "weight[a, b]"), "weight[a, b].T"),
 ]

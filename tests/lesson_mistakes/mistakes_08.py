@@ -40,6 +40,10 @@ MISTAKES = [
     ("8.1", changed(FORWARD, "    OH = output_size(H, K, stride, padding, dilation)",
                     "    OH = output_size(H, K, stride, padding, 1)"), "a * dilation"),
     ("8.1", changed(FORWARD, "out +=", "out ="), "out += seen_from"),
+    ("8.1", changed(FORWARD, "OH, OW, stride) *", "OH, OW, 1) *"), "hand the stride on"),
+    ("8.2", changed(BACKWARD, ".sum(axis=(0, 1, 2))", ".sum()"), "adds up the channels as well"),
+    ("8.2", changed(BACKWARD, "dpadded[:, padding:padding + H, padding:padding + W], ",
+                    "dpadded[:, :H, :W], "), "begins at [padding, padding]"),
     ("8.2", changed(BACKWARD, "[...] += dout", "[...] = dout"), "add (+=)"),
     ("8.2", changed(BACKWARD, ".sum(axis=(0, 1, 2))", ".mean(axis=(0, 1, 2))"),
      "the number of windows, N * OH * OW"),
@@ -57,6 +61,16 @@ def separable_cost(C, OC, K, P):
     parameters = K * K * C + C * OC
     return parameters, P * parameters, P * C + P * C + P * OC + parameters
 """, "written once and read once"),
+    ("8.3", """
+def separable_cost(C, OC, K, P):
+    parameters = K * K * C + C * OC
+    return parameters, P * parameters, 2 * P * C + 2 * P * OC + parameters
+""", "mid has as many channels as x"),
+    ("8.3", """
+def separable_cost(C, OC, K, P):
+    parameters = K * K * C + C * OC
+    return parameters, P * parameters, 3 * P * C + P * OC
+""", "the weights are read, too"),
     ("8.3", """
 def separable_cost(C, OC, K, P):
     parameters = K * K * OC + C * OC
