@@ -7,7 +7,7 @@
 # | before this | lessons 0 to 2 and 7 |
 # | read | 15 minutes |
 # | exercises | 15 minutes |
-# | computes | 5 s |
+# | computes | 4 s |
 
 # %%
 import numpy as np
@@ -82,7 +82,7 @@ print(f"variance of xhat {xhat.var(axis=(0, 1, 2)).round(6)}")
 #
 # ## Two variances
 #
-# A picture to be predicted comes alone, and its class must not depend on its neighbours in a
+# A picture to be predicted comes alone, and its answer must not depend on its neighbours in a
 # batch. So batch norm has a second mode. While it trains it keeps *running statistics*, and in
 # evaluation it uses these in place of the batch's own:
 #
@@ -127,6 +127,14 @@ def running_statistics(torch, x, running_mean, running_var, momentum):
     return running_mean, running_var  # torch has changed them in place
 
 
+def with_count(count):
+    """Return the slip that takes another number of values for n."""
+    def slip(x, running_mean, running_var, momentum):
+        unbiased = x.var(axis=(0, 1, 2)) * count(x) / (count(x) - 1)
+        return running_mean, (1 - momentum) * running_var + momentum * unbiased
+    return slip
+
+
 check("9.1", updated_statistics, {"x": small, "running_mean": running_mean,
                                   "running_var": running_var, "momentum": 0.3},
       expected=lambda x, running_mean, running_var, momentum: ops.batch_norm_forward(
@@ -141,9 +149,15 @@ check("9.1", updated_statistics, {"x": small, "running_mean": running_mean,
              lambda x, running_mean, running_var, momentum: (
                  running_mean, (1 - momentum) * running_var + momentum * x.var(axis=(0, 1, 2))),
              "n is the number of values of one channel, N * H * W, not x.size":
+             with_count(lambda x: x.size),
+             "n is the number of values of one channel in the whole batch, N * H * W, not those "
+             "of one picture": with_count(lambda x: x[0, ..., 0].size),
+             "n is the number of values of one channel, N * H * W, not the number of pictures":
+             with_count(len),
+             "the factor is upside down: n / (n - 1) is more than 1":
              lambda x, running_mean, running_var, momentum: (
-                 running_mean, (1 - momentum) * running_var
-                 + momentum * x.var(axis=(0, 1, 2)) * x.size / (x.size - 1)),
+                 running_mean, (1 - momentum) * running_var + momentum * x.var(axis=(0, 1, 2))
+                 * (x[..., 0].size - 1) / x[..., 0].size),
              "a running variance takes the variance of the batch, not the deviation":
              lambda x, running_mean, running_var, momentum: (
                  running_mean, (1 - momentum) * running_var
@@ -209,7 +223,13 @@ check("9.2", parameter_gradients, {"x": small, "weight": small_weight, "bias": s
              "xhat is (x - mean) * inv_std: the inv_std is missing":
              lambda dout, x, weight, bias: (
                  (dout * (x - x.mean(axis=(0, 1, 2)))).sum(axis=(0, 1, 2)),
-                 dout.sum(axis=(0, 1, 2)))},
+                 dout.sum(axis=(0, 1, 2))),
+             "weight has no place in its own gradient: y = w xhat + b is linear in w":
+             lambda dout, x, weight, bias: (
+                 (dout * weight * normalize(x)[0]).sum(axis=(0, 1, 2)),
+                 dout.sum(axis=(0, 1, 2))),
+             "dweight comes first, dbias second": lambda dout, x, weight, bias: (
+                 dout.sum(axis=(0, 1, 2)), (dout * normalize(x)[0]).sum(axis=(0, 1, 2)))},
       hints={"named": "",
              "scale": "Sum over the pixels: there is no mean in y = w xhat + b.",
              "": "dweight sums dout * xhat over the first three axes, dbias sums dout."})
@@ -275,7 +295,19 @@ check("9.3", input_gradient, {"x": small, "weight": small_weight},
              "also acts through both": without("mean and variance"),
              "the way through the mean is missing: take the mean of dout away": without("mean"),
              "the way through the variance is missing: xhat times the mean of dout * xhat":
-             without("variance")},
+             without("variance"),
+             "both terms are means over the n values of the channel, not sums":
+             lambda dout, x, weight: weight * normalize(x)[3] * (
+                 dout - dout.sum(axis=(0, 1, 2))
+                 - normalize(x)[0] * (dout * normalize(x)[0]).sum(axis=(0, 1, 2))),
+             "the mean of dout * xhat goes back to each pixel by its own xhat: a factor is "
+             "missing":
+             lambda dout, x, weight: weight * normalize(x)[3] * (
+                 dout - dout.mean(axis=(0, 1, 2)) - (dout * normalize(x)[0]).mean(axis=(0, 1, 2))),
+             "the means are over the whole batch, all three axes, not over each picture":
+             lambda dout, x, weight: weight * normalize(x)[3] * (
+                 dout - dout.mean(axis=(1, 2), keepdims=True) - normalize(x)[0]
+                 * (dout * normalize(x)[0]).mean(axis=(1, 2), keepdims=True))},
       hints={"named": "",
              "offset": "Both terms are means over the n values of the channel, not sums.",
              "ratio": "What has one value per channel: weight and inv_std.",
@@ -312,9 +344,9 @@ for name, added in (("1", np.ones_like(dout)), ("xhat", xhat), ("noise", dout[::
 # gradient for. The two terms remove exactly these two directions.
 #
 # Two consequences meet you in practice. A bias in front of a batch norm has a gradient of zero,
-# so the convolutions that stand there have none. And a gradient check with `dout = 1` is blind:
-# the right answer is 0, which many a wrong formula gives as well. That is why every check of this
-# course draws `dout` at random.
+# so the convolutions that stand there are built without a bias. And a gradient check with
+# `dout = 1` is blind: the right answer is 0, which many a wrong formula gives as well. That is why
+# every check of this course draws `dout` at random.
 #
 # ## How many values are enough?
 #
@@ -338,8 +370,9 @@ plots.show(gradient_that_passes(values, shares), "09_batch_norm_values")
 
 # %% [markdown]
 # **With two values nothing passes** (but for $\varepsilon$). And forward it is no better: of two
-# values the larger becomes $+1$ and the smaller $-1$, whatever they were. With one value there is
-# no variance at all, and $n / (n - 1)$ divides by zero. The package refuses it, as torch does:
+# values the larger becomes $+1$ and the smaller $-1$, however far apart they were. With one value
+# there is no variance at all, and $n / (n - 1)$ divides by zero. The package refuses it, as torch
+# does:
 
 # %%
 try:
@@ -369,7 +402,8 @@ print("\n".join(ruled(rows)))
 
 # %% [markdown]
 # At batch 2 the branch runs and costs time, and its convolution hardly learns: what is left has
-# slipped through $\varepsilon$.
+# slipped through $\varepsilon$. (Adam of lesson 12, which divides a gradient by its size, takes
+# steps of the usual length along this remainder. That moves the weights; it teaches them nothing.)
 #
 # ## Two modes, two backward passes
 #

@@ -7,7 +7,7 @@
 # | before this | lessons 7 and 9 |
 # | read | 15 minutes |
 # | exercises | 15 minutes |
-# | computes | 5 s |
+# | computes | 3 s |
 
 # %%
 import inspect
@@ -47,7 +47,7 @@ rng = np.random.default_rng(10)
 # | | in words | formula |
 # |---|---|---|
 # | span | first to last pixel that a kernel of $k$ taps reads | $(k - 1) \, r + 1$ |
-# | receptive field | what a pixel sees after several layers | $1 + \sum_l (k_l - 1) \, r_l$ |
+# | receptive field | what a pixel sees, stride 1 | $1 + \sum_l (k_l - 1) \, r_l$, over layers |
 # | weights | as many as without dilation | $k$, or $k^2$ in two dimensions |
 
 
@@ -109,7 +109,12 @@ check("10.1", seen_taps, {"size": 11, "rate": 4}, expected=count_by_convolution,
                  ((0 < i) & (i < size)).astype(int)
                  for i in (np.arange(size) - rate, np.arange(size), np.arange(size) + rate)),
              "the tap in the middle is one as well": lambda size, rate:
-                 count_by_convolution(size, rate) - 1},
+                 count_by_convolution(size, rate) - 1,
+             "a negative place is outside, too (NumPy counts it from the end)":
+             lambda size, rate: sum((np.arange(size) + shift < size).astype(int)
+                                    for shift in (-rate, 0, rate)),
+             "this kernel goes round: what leaves the line on one side comes back on the other. "
+             "Here zeros lie outside": lambda size, rate: np.full(size, 3)},
       hints={"named": "", "dtype": "Count in an array of ints: np.zeros(size, int).",
              "": "For each of the shifts -rate, 0, rate: add one where 0 <= place < size."})
 
@@ -265,7 +270,12 @@ check("10.2", branches_backward, {"x": small, **weights},
       slips={"this is what the last branch alone sends back: the others were overwritten. "
              "Write dx += , not dx =": of_one_branch(2),
              "this is what the first branch alone sends back: add up all three":
-             of_one_branch(0)},
+             of_one_branch(0),
+             "the last branch is missing in the sum": lambda dout, **arrays:
+                 of_one_branch(0)(dout, **arrays) + of_one_branch(1)(dout, **arrays),
+             "the pieces of dout lie in the order of the branches: weight1's are the first OC1":
+             lambda dout, x, weight1, weight2, weight3: dout @ np.concatenate(
+                 [weight3, weight2, weight1], axis=1).T},
       hints={"named": "",
              "scale": "The branches' shares are added up, not averaged.",
              "": "Cut dout after OC1 and after OC1 + OC2 channels; each piece goes back through "
@@ -318,11 +328,16 @@ check("10.3", pooling_branch_backward,
                  dout @ weight.T / 6,
              "the pictures of a batch are apart: sum over the pixels, not over the batch":
              lambda dout, x, weight: np.broadcast_to(
-                 dout.sum(axis=(0, 1, 2)) @ weight.T / 6, x.shape)},
+                 dout.sum(axis=(0, 1, 2)) @ weight.T / 6, x.shape),
+             "the pictures of a batch are apart: each has a mean of its own, over axes 1 and 2":
+             lambda dout, x, weight: np.broadcast_to(
+                 dout.mean(axis=(0, 1, 2)) @ weight.T, x.shape),
+             "this is the gradient of a 1x1 convolution. The mean before it and the copies after "
+             "it have backward passes, too": lambda dout, x, weight: dout @ weight.T},
       hints={"named": "",
              "shape": "Every pixel of a picture receives the same: broadcast to the shape of x.",
              "scale": "Repeating goes back as a sum, and the mean as a share of 1 / (H * W): "
-                      "one of the two is missing or there twice.",
+                      "one of the two is missing or there twice (and N has no part in it).",
              "": "Sum dout over the pixels, go back through the weight, and give every pixel "
                  "1 / (H * W) of it."})
 
@@ -375,8 +390,8 @@ print("\n".join(ruled(rows)))
 
 # %% [markdown]
 # A forgotten share does not crash. All shapes fit, and the gradients from here up to the loss are
-# right, so the loss even falls; only the layers below are misled. A check of numbers sees it, and
-# nothing else does.
+# right, so the loss may well fall; only the layers below are misled. A check of the numbers sees
+# it at once. The course of a training may never show it.
 #
 # ## To think about
 #
@@ -404,8 +419,8 @@ print("\n".join(ruled(rows)))
 #
 # <details><summary>Answer</summary>
 #
-# Not by themselves: equal weights give equal outputs. But the projection after the join has
-# different random weights for them, so the gradients that they are sent differ, and from the
-# first step on they part.
+# Yes. Equal weights give equal outputs, but the projection after the join has different random
+# weights for the two, so the gradients that they are sent differ, and from the first step on they
+# part. If the projection began with equal weights for them as well, they never would.
 #
 # </details>

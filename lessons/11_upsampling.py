@@ -7,7 +7,7 @@
 # | before this | lessons 3 and 7 |
 # | read | 15 minutes |
 # | exercises | 15 minutes |
-# | computes | 5 s |
+# | computes | 3 s |
 
 # %%
 import time
@@ -102,6 +102,31 @@ def with_the_last_overwritten(in_size, out_size):
     return matrix
 
 
+def with_the_last_dropped(in_size, out_size):
+    matrix = interpolation_matrix(in_size, out_size)
+    first, second, share = source_positions(in_size, out_size)
+    matrix[first == second, first[first == second]] = 1 - share[first == second]
+    return matrix
+
+
+def with_the_last_before_the_first(in_size, out_size):
+    matrix = np.zeros((out_size, in_size))
+    for dst in range(out_size):
+        src = (dst + 0.5) * in_size / out_size - 0.5
+        left = int(np.floor(src))
+        matrix[dst, left] += 1 - (src - left)
+        matrix[dst, min(left + 1, in_size - 1)] += src - left
+    return matrix
+
+
+def with_shares_swapped(in_size, out_size):
+    matrix = np.zeros((out_size, in_size))
+    for dst, (left, right, t) in enumerate(zip(*source_positions(in_size, out_size))):
+        matrix[dst, left] += t
+        matrix[dst, right] += 1 - t
+    return matrix
+
+
 check("11.1", resize_matrix, {"in_size": 4, "out_size": 10}, expected=interpolation_matrix,
       torch=lambda torch, in_size, out_size: torch.nn.functional.interpolate(
           torch.eye(in_size, dtype=torch.float64)[None], size=out_size, mode="linear",
@@ -116,10 +141,22 @@ check("11.1", resize_matrix, {"in_size": 4, "out_size": 10}, expected=interpolat
              lambda in_size, out_size: matrix_by(
                  lambda dst: (dst + 0.5) * in_size / out_size - 0.5, in_size, out_size),
              "at the end of the line left and right are the same pixel, and the second share "
-             "overwrites the first: write +=": with_the_last_overwritten},
+             "overwrites the first: write +=": with_the_last_overwritten,
+             "at the end of the line the last pixel takes both shares: every row sums to one":
+             with_the_last_dropped,
+             "max(0, src) is missing: the floor is -1 there, which NumPy takes for the last pixel":
+             with_the_last_before_the_first,
+             "the shares are swapped: t, the distance from i0, is the share of i1":
+             with_shares_swapped,
+             "the last half is missing: pixel i has its centre at i + 1/2, so src is less by 1/2":
+             lambda in_size, out_size: matrix_by(
+                 lambda dst: (dst + 0.5) * in_size / out_size, in_size, out_size),
+             "this is nearest neighbour: each output takes from two pixels, 1 - t and t":
+             lambda in_size, out_size: matrix_by(
+                 lambda dst: int((dst + 0.5) * in_size / out_size), in_size, out_size)},
       hints={"named": "", "shape": "A row for every output, a column for every input.",
-             "": "src = max(0, (dst + 0.5) * in_size / out_size - 0.5); 1 - t at its floor, t at "
-                 "the next one, if there is one."})
+             "": "src = max(0, (dst + 0.5) * in_size / out_size - 0.5); 1 - t at its floor i0, t "
+                 "at i1 = min(i0 + 1, in_size - 1)."})
 
 # %%
 print("from 3 to 6, align_corners=False:")
@@ -245,7 +282,7 @@ plots.show(shares_and_gradients(matrices, received), "11_upsampling")
 # With squares (`align_corners=False`) and a whole factor **every pixel receives the same**: what
 # the border pixel misses because its outer neighbour does not exist, it gets back because it
 # stands in for that neighbour. With `align_corners=True` the line ends in the *middle* of the
-# outermost pixels. Their outer half is cut off, so they receive little more than half of what the
+# outermost pixels. Their outer half is cut off, so along an edge they receive much less than the
 # others do, and a corner loses on both sides. Neither is wrong. But a model trained with one and
 # run with the other sees its maps shifted: not in the middle, and most towards the borders.
 #
@@ -331,6 +368,13 @@ def resize_labels(mask, size):
 # %% tags=["check-11.3"]
 labels = rng.integers(0, 12, (6, 9)).astype(np.uint8)
 
+
+def picked_by(mask, size, source):
+    """Return the mask of another rule: source(dst, in, out) gives the index along an axis."""
+    return mask[np.ix_(*([source(dst, n, m) for dst in range(m)]
+                         for n, m in zip(mask.shape, size)))]
+
+
 check("11.3", resize_labels, {"mask": labels, "size": (16, 13)}, expected=resize_mask,
       torch=lambda torch, mask, size: torch.nn.functional.interpolate(
           mask[None, None], size=size, mode="nearest-exact")[0, 0],
@@ -338,7 +382,15 @@ check("11.3", resize_labels, {"mask": labels, "size": (16, 13)}, expected=resize
              "to the left of the centre": lambda mask, size: mask[
                  np.ix_(*(np.arange(n) * m // n for n, m in zip(size, mask.shape)))],
              "labels were interpolated and rounded: that invents classes": lambda mask, size:
-             resized_as_a_picture(mask, size)[0]},
+             resized_as_a_picture(mask, size)[0],
+             "this is the pixel to the left of exercise 11.1, with its - 1/2. A label belongs to "
+             "its whole square: the floor without it": lambda mask, size: picked_by(
+                 mask, size, lambda dst, n, m: int(max(0, (dst + 0.5) * n / m - 0.5))),
+             "that is rounded; the square that a point lies in is the floor": lambda mask, size:
+             picked_by(mask, size, lambda dst, n, m: min(n - 1, round((dst + 0.5) * n / m))),
+             "this maps first centres to first and last to last, align_corners=True":
+             lambda mask, size: picked_by(
+                 mask, size, lambda dst, n, m: round(dst * (n - 1) / (m - 1)))},
       hints={"named": "",
              "dtype": "Labels stay integers: pick them by an index, and do not compute with them.",
              "": "Two lists of indices, rows and columns, then mask[rows][:, columns]."})
@@ -349,14 +401,18 @@ check("11.3", resize_labels, {"mask": labels, "size": (16, 13)}, expected=resize
 # Back to logits, where interpolation is right. The full-size logits are among the largest arrays
 # of a training step, and their gradient is as large again. Yet all that anybody wants is a loss,
 # and the gradient of the *small* logits. Bilinear upsampling reads two rows at a time, and
-# cross-entropy one pixel. So work in bands of rows: enlarge a band, turn it into its gradient in
-# place, bring that back through the transpose, and forget it:
+# cross-entropy one pixel. So enlarge the columns first, while there are few rows (the result is
+# `wide`), and work in bands of rows: enlarge a band, turn it into its gradient in place, bring
+# that back through the transpose, and forget it. $P$ is the number of pixels, and the products are
+# taken for every class:
 #
-# | step, for each band of rows | formula |
+# | step | formula |
 # |---|---|
-# | enlarge | `z = wy[rows] @ wide` |
-# | loss and gradient, in place | `z = (softmax(z) - onehot) / P` |
-# | back | `dwide += wy[rows].T @ z` |
+# | once: enlarge the columns | `wide = coarse @ wx.T` |
+# | each band: enlarge its rows | `z = wy[rows] @ wide` |
+# | each band: loss, and gradient in place | `z = (softmax(z) - onehot) / P` |
+# | each band: back | `dwide += wy[rows].T @ z` |
+# | once: back along the columns | `dcoarse = dwide @ wx` |
 #
 # Here is one training loss, both ways, with the most memory that was in use:
 
@@ -398,7 +454,8 @@ print(f"full-size logits: {target.size * K * 4 / 2 ** 20:.0f} MiB; the gradients
 # The same numbers, to float32's rounding, from less memory than one array of full-size logits
 # has. It is exact because softmax and loss look at one pixel at a time. A loss that must see
 # *all* pixels at once cannot be cut into bands like this: dice needs its sums first (two sweeps),
-# and the Lovász loss sorts all pixels, and there the large logits do exist.
+# and the Lovász loss (`--loss lovasz`, made from IoU) sorts all pixels, so there, and only there,
+# the large logits do exist.
 #
 # ## To think about
 #

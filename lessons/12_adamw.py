@@ -127,6 +127,13 @@ def eps_inside(p, g, m, v, t, lr, weight_decay):
     return p * (1 - lr * weight_decay) - lr * step, m, v
 
 
+def step_with(p, g, m, v, t, lr, weight_decay, direction):
+    """A step of AdamW along `direction(m_hat, v_hat)`."""
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+    step = direction(m / (1 - 0.9**t), v / (1 - 0.999**t))
+    return p * (1 - lr * weight_decay) - lr * step, m, v
+
+
 p, g, m = rng.standard_normal((3, 4, 5))
 g[0, 0] = m[0, 0] = 0  # a weight that has had no gradient yet
 v = rng.random((4, 5)) * 1e-3
@@ -149,6 +156,20 @@ check("12.1", adamw_step,
                   package_step(p, g, m, v, t, lr, weight_decay)[0],
                   (0.9 * m + 0.1 * g) / (1 - 0.9**t),
                   (0.999 * v + 0.001 * g * g) / (1 - 0.999**t)),
+          "the root is missing: m_hat / (sqrt(v_hat) + eps)":
+              lambda p, g, m, v, t, lr, weight_decay: step_with(
+                  p, g, m, v, t, lr, weight_decay, lambda m_hat, v_hat: m_hat / (v_hat + 1e-8)),
+          "v is not corrected: divide it by 1 - beta2**t, as m by 1 - beta1**t":
+              lambda p, g, m, v, t, lr, weight_decay: step_with(
+                  p, g, m, v, t, lr, weight_decay, lambda m_hat, v_hat: m_hat / (
+                      np.sqrt(v_hat * (1 - 0.999**t)) + 1e-8)),
+          "the decay comes first, on p alone; here it shrinks the step as well":
+              lambda p, g, m, v, t, lr, weight_decay: (
+                  package_step(p, g, m, v, t, lr, 0.0)[0] * (1 - lr * weight_decay),
+                  *package_step(p, g, m, v, t, lr, 0.0)[1:]),
+          "the decay is times the rate, as the step is: 1 - lr * weight_decay":
+              lambda p, g, m, v, t, lr, weight_decay: package_step(
+                  p * (1 - weight_decay), g, m, v, t, lr, 0.0),
           "the steps count from 1: beta**t, not beta**(t + 1)":
               lambda p, g, m, v, t, lr, weight_decay: package_step(
                   p, g, m, v, t + 1, lr, weight_decay),

@@ -203,6 +203,13 @@ check("13.1", rates_of(lambda step: restarts_lr(step, 0.3, 20, 2, 0.01)),
               rates_of(lambda step: cosine_rate(
                   step / 19 if step < 20 else (step - 20) / 39 if step < 60
                   else (step - 60) / 79 if step < 140 else (step - 140) / 159)),
+          "one cycle at most was taken off: repeat it while the step lies beyond a cycle":
+              rates_of(lambda step: cosine_rate(
+                  step / 20 if step < 20 else (step - 20) / 40)),
+          "each cycle is T_0 longer than the one before here, not T_mult times as long":
+              rates_of(lambda step: cosine_rate(
+                  step / 20 if step < 20 else (step - 20) / 40 if step < 60
+                  else (step - 60) / 60 if step < 120 else (step - 120) / 80)),
           "there is no restart: the cosine goes up again by itself after T_0 steps":
               rates_of(lambda step: cosine_rate(step / 20)),
           "eta_min is the floor, not a shift: the cosine spans lr - eta_min":
@@ -293,6 +300,11 @@ check("13.2", rates_of(lambda step: warmed_up_lr(step, after, 8, 0.1)), {"steps"
           "begin after it":
               rates_of(lambda step: line_to(8)(step) / after(0) * after(step) if step < 8
                        else after(step)),
+          "the line is one step ahead: at step 0 the rate is start_factor times schedule(0)":
+              rates_of(lambda step: line_to(8)(step + 1) if step < 8 else after(step - 8)),
+          "start_factor is a share of schedule(0), not a rate":
+              rates_of(lambda step: 0.1 + (after(0) - 0.1) * step / 8 if step < 8
+                       else after(step - 8)),
           "the line goes from start_factor up to 1 + start_factor: what is left to climb is "
           "1 - start_factor":
               rates_of(lambda step: after(0) * (0.1 + step / 8) if step < 8 else after(step - 8)),

@@ -122,10 +122,17 @@ def factors_by(combine=np.max, rise=np.sqrt, least=1.0, axis=0):
 
 
 table = rng.random((40, 6)) < [1, 0.8, 0.5, 0.3, 0.15, 0.1]  # which images contain which class
+table[:3] = [False, False, False, True, True, False]  # some have rare classes only
+table[3] = True  # and every class is in some image
 check("14.1", repeat_factors, {"contains": table, "threshold": 0.45}, expected=factors_by(),
       slips={
-          "there is no root: a class in a hundredth of the images would be repeated tenfold by "
-          "the root, a hundredfold like this": factors_by(rise=lambda ratio: ratio),
+          "there is no root: a class a hundred times below the threshold would be repeated "
+          "tenfold by the root, a hundredfold like this": factors_by(rise=lambda ratio: ratio),
+          "every factor is 1 here. Is the share a mean over the images, between 0 and 1, and not "
+          "a number of images?": lambda contains, threshold: np.ones(len(contains)),
+          "f_c is a share of the images: divide by their number":
+              lambda contains, threshold: factors_by()(
+                  contains, threshold * contains.sum() / len(contains)),
           "a factor below 1 would leave images out: max(1, ...)": factors_by(least=0.0),
           "an image takes the largest factor of its classes, not the smallest":
               factors_by(combine=np.min),
@@ -193,8 +200,9 @@ except ValueError as error:
 #
 # ## Exercise 14.2: resize and mirror a pair
 #
-# Which pixel is the nearest? Output pixel $i$ of $h$ has its centre at $(i + \tfrac12)$, which in
-# the input of $H$ pixels is at $(i + \tfrac12)\, H / h$; the pixel there is its floor:
+# Which pixel is the nearest? (Lesson 11 has it, too.) Output pixel $i$ of $h$ has its centre at
+# $(i + \tfrac12)$, which in the input of $H$ pixels is at $(i + \tfrac12)\, H / h$; the pixel
+# there is its floor:
 #
 # $$\text{source}(i) = \left\lfloor \left(i + \tfrac12\right) \frac{H}{h} \right\rfloor$$
 #
@@ -253,6 +261,13 @@ def averaged_labels(image, mask, size, mirror):
     return (image[:, ::-1], labels[:, ::-1]) if mirror else (image, labels)
 
 
+def image_by_nearest(image, mask, size, mirror):
+    """Take the nearest pixel of both."""
+    rows, columns = (centres(*lengths) for lengths in zip(mask.shape, size))
+    pair = [array[rows][:, columns] for array in (image, mask)]
+    return tuple(array[:, ::-1] if mirror else array for array in pair)
+
+
 def by_torch(torch, image, mask):
     """The same with torch's interpolate."""
     def resized(array, **kwargs):
@@ -280,6 +295,12 @@ check("14.2", with_and_without_mirror(resize_and_mirror),
               with_and_without_mirror(pair_by(centres, axis=0)),
           "labels are averaged and rounded, which invents classes: take the nearest pixel":
               with_and_without_mirror(averaged_labels),
+          "this takes the pixel to the left of the centre: floor((i + 0.5) H / h), with nothing "
+          "taken off":
+              with_and_without_mirror(pair_by(lambda length, out: np.maximum(
+                  0, (np.arange(out) + 0.5) * length / out - 0.5).astype(int))),
+          "nearest neighbour is for the labels; the image is resized by bilinear(image, size)":
+              with_and_without_mirror(image_by_nearest),
           "it is mirrored whether or not mirror is true":
               with_and_without_mirror(lambda image, mask, size, mirror: pair_by(centres)(
                   image, mask, size, True)),

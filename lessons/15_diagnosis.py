@@ -7,17 +7,18 @@
 # | before this | lessons 1, 2 and 12 |
 # | read | 15 minutes |
 # | exercises | 15 minutes |
-# | computes | 40 s |
+# | computes | 37 s |
 
 # %%
 import math
 import tempfile
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 
 from minisegnet import datasets, plots
-from minisegnet.diagnosis import read_evidence, report_lines
+from minisegnet.diagnosis import Evidence, diagnose, read_evidence, report_lines
 from minisegnet.lab.data import write_data
 from minisegnet.lab.runs import Job, run_job
 from minisegnet.losses import Criterion
@@ -26,7 +27,9 @@ from minisegnet.models import build_model
 from minisegnet.optim import AdamW
 from minisegnet.plots.comparison import compared_curves
 from minisegnet.tables import percent, ruled
+from minisegnet.training.movement import Movement
 from minisegnet.verify import check
+from minisegnet.verify.gradcheck import relative_error
 
 # %% [markdown]
 # A segmentation network almost never crashes. It trains, the loss falls, and the result is
@@ -37,44 +40,48 @@ from minisegnet.verify import check
 #
 # ## Predict before you run
 #
-# Three networks are trained on the same floor plans. One is healthy. In one, all *training* labels
-# are one too high (somebody counted from 1). In one, half of the training pictures are mirrored
-# and their masks are not. **In which of the three does the training loss fall?** And from the
-# curves of training and validation loss alone, could you tell which is which?
+# Three networks are trained on the same floor plans. One is healthy. In one, all *training*
+# labels are one too high (somebody counted from 1, and the last class became the first). In one,
+# half of the training pictures are mirrored and their masks are not. **In which of the three
+# does the training loss fall?** And from the curves of training and validation loss alone, could
+# you tell which is which?
 #
 # ## Vital sign 1: the loss before the first step
 #
 # A network that knows nothing should believe nothing: with $K$ classes about $1/K$ each, and a
 # cross-entropy of about $\ln K$. A loss far above says that the logits start too large; one far
-# below, that the labels are already known, or that hardly any pixel counts.
+# below, that weights were loaded which know the labels, or that ignored pixels count as hits.
 
 # %%
 plans = datasets.FloorPlans("train", length=4)
 batch = next(datasets.DataLoader(plans, 4, transform=datasets.Resize((64, 80))).batches())
 K = plans.num_classes
 model, criterion = build_model("mini", K, seed=15), Criterion("ce")
-coarse = model.forward_coarse(batch.images)
-loss, cache = criterion.forward_upsampled(coarse, batch.target)
-model.backward_coarse(criterion.backward_upsampled(1.0, cache))
+loss, _ = criterion.forward_upsampled(model.forward_coarse(batch.images), batch.target)
 print(f"first loss {float(loss):.3f}, ln {K} = {math.log(K):.3f}")
 
 # %% [markdown]
 # ## Vital sign 2: do the weights move, and how far?
 #
-# Not the size of the gradient counts but the size of the *step*, compared with the weights that it
-# changes. With steps of a millionth of the weights nothing will have happened by next week; a step
-# as large as the weights forgets all that was there.
+# Not the size of the gradient counts but the size of the *step*, compared with the weights that
+# it changes. By millionths of the weights it takes a million steps to get anywhere; a step
+# larger than the weights forgets all that was there. The package measures the same after a step
+# (`Movement`, which `--debug` asks now and then):
 
 # %%
 for lr in (1e-7, 1e-2, 1e2):
     model = build_model("mini", K, seed=15)
     optimizer = AdamW(model, lr, weight_decay=0.0)
+    movement = Movement(model, optimizer.flat)
     before = optimizer.flat.data.copy()
+    movement.before_update()
     loss, cache = criterion.forward_upsampled(model.forward_coarse(batch.images), batch.target)
     model.backward_coarse(criterion.backward_upsampled(1.0, cache))
     optimizer.step()
     ratio = np.linalg.norm(optimizer.flat.data - before) / np.linalg.norm(before)
-    print(f"rate {lr:g}: the first step is {ratio:.1e} of the weights")
+    error = relative_error(movement.update(0).ratio, ratio)
+    print(f"rate {lr:g}: the first step is {ratio:.1e} of the weights; package against formula: "
+          f"relative error {error:.1e}")
 
 # %% [markdown]
 # ## Vital sign 3: can it learn four pictures by heart?
@@ -122,6 +129,7 @@ def diversity(prediction, target):
 rng = np.random.default_rng(15)
 target = rng.choice([0, 0, 0, 2, 5], (2, 6, 7))
 prediction = np.where(rng.random(target.shape) < 0.7, 0, target)
+prediction[1, 5, :3] = 3  # which is nowhere in the truth
 target[0, :2], prediction[0, :2] = 255, 7  # what is predicted where nobody knows does not count
 
 
@@ -145,7 +153,24 @@ def share_of_all(prediction, target):
 
 check("15.1", diversity, {"prediction": prediction, "target": target}, expected=counted,
       slips={"pixels with target 255 are counted: leave them out of both arrays": with_ignored,
-             "the share is of the valid pixels, not of all": share_of_all},
+             "the share is of the valid pixels, not of all": share_of_all,
+             "first the classes of the prediction, then those of the truth":
+             lambda prediction, target: (*counted(prediction, target)[1::-1],
+                                         counted(prediction, target)[2]),
+             "bincount has a place for every number up to the largest: count those that are not 0":
+             lambda prediction, target: (
+                 len(np.bincount(prediction[target != 255])),
+                 *counted(prediction, target)[1:]),
+             "ignored pixels that are set to 0 count as class 0: select, do not multiply":
+             lambda prediction, target: counted(
+                 *(np.where(target != 255, each, 0) for each in (prediction, target))),
+             "that is the accuracy. Which class is predicted most, and how often, right or wrong?":
+             lambda prediction, target: (
+                 *counted(prediction, target)[:2],
+                 float((prediction == target)[target != 255].mean())),
+             "that is the largest class of the truth: look at the prediction":
+             lambda prediction, target: (*counted(prediction, target)[:2],
+                                         counted(target, target)[2])},
       hints={"": "Select with target != 255 first; np.unique and np.bincount do the rest."})
 
 # %% [markdown]
@@ -190,7 +215,16 @@ check("15.2", renamed_accuracy, {"matrix": shifted}, expected=by_pixels,
              "every row": lambda matrix: (float(np.trace(matrix) / matrix.sum()),
                                           float(matrix.max(axis=1).sum() / matrix.sum())),
              "these are numbers of pixels: divide by the sum of the matrix": lambda matrix: (
-                 float(np.trace(matrix)), float(matrix.max(axis=0).sum()))},
+                 float(np.trace(matrix)), float(matrix.max(axis=0).sum())),
+             "here no two columns get the same row. Take the largest of each column by itself":
+             lambda matrix: (by_pixels(matrix)[0], float(max(
+                 matrix[order, range(5)].sum()
+                 for order in permutations(range(5))) / matrix.sum())),
+             "that is a mean over the columns: a column with more pixels counts more":
+             lambda matrix: (by_pixels(matrix)[0], float(
+                 (matrix.max(axis=0) / matrix.sum(axis=0)).mean())),
+             "first the accuracy as it stands, then after renaming":
+             lambda matrix: by_pixels(matrix)[::-1]},
       hints={"": "The diagonal over the sum; then the largest number of each column, summed, over "
                  "the sum."})
 
@@ -222,10 +256,14 @@ plots.show(compared_curves(logs, []), "15_diagnosis")
 # %% [markdown]
 # In all three the training loss falls. That is what makes these faults cruel: a network learns
 # whatever it is shown. Where the labels are wrong *consistently*, it gets further than where they
-# contradict each other, and fails as soon as anybody looks with other eyes.
+# contradict each other, and fails as soon as anybody looks with other eyes: training falls low,
+# validation stays high, and a longer training will not close the gap. Where they contradict each
+# other, both losses stop half-way, side by side, as those of a network that is too small do. So
+# the curves raise a suspicion. They do not prove it.
 #
-# Now what `python -m minisegnet.diagnose RUN` says. It knows nothing of the plants: it compares
-# labels with mask files, mirrors predictions, probes the loss, counts what moves.
+# Now what `python -m minisegnet.diagnose RUN` says. It has not been told what we broke: it
+# compares labels with mask files, mirrors pictures and looks whether their masks then fit
+# better, probes the loss, counts what moves.
 
 # %% tags=["experiment"]
 for name in PATIENTS:
@@ -233,19 +271,34 @@ for name in PATIENTS:
     print("\n".join(report_lines(evidence[name], verdicts[name].findings)), "\n")
 
 # %% [markdown]
+# And the test of exercise 15.2, on the confusion matrix that each run has left behind:
+
+# %% tags=["experiment"]
+rows = [("patient", "accuracy", "after renaming")]
+rows += [(name, *map(percent, by_pixels(evidence[name].confusion.astype(int))))
+         for name in PATIENTS]
+print("\n".join(ruled(rows)))
+
+# %% [markdown]
+# The patient whose labels were shifted has seen a lot, and has been given no credit for it. The
+# other two gain little by new names.
+#
 # ## Myth check: "hardly a pixel is right, so it predicts only background"
 #
 # A low score invites a story. Test the story: a network that always predicts class 0 has an
 # accuracy equal to the share of class 0, an IoU of the same size, and 0 for all others. Take the
-# matrix of exercise 15.2, whose network sees nearly everything and calls it by other names:
+# matrix of exercise 15.2, whose network sees nearly everything and calls it by other names. The
+# package's diagnosis gets the same matrix, and nothing else:
 
 # %%
 accuracy, renamed = by_pixels(shifted)
-confusion = ConfusionMatrix(5)
-confusion.matrix[...] = shifted
-largest = shifted.sum(axis=0).max() / shifted.sum()
-print(f"accuracy {percent(accuracy)}, after renaming {percent(renamed)}; its most frequent "
-      f"prediction covers {percent(largest)} of the pixels, so it is no constant")
+truth, predicted = (shifted.sum(axis=axis) / shifted.sum() for axis in (1, 0))
+print(f"always class 0 would have an accuracy of {percent(truth[0])}; here it is "
+      f"{percent(accuracy)}, and {percent(renamed)} after renaming")
+print(f"the most frequent prediction covers {percent(predicted.max())} of the pixels: no constant")
+finding = diagnose(Evidence(Path("."), start={"class_names": list("abcde")},
+                            validations=[{"confusion": shifted.tolist()}]))[0]
+print(f"the package: {finding.title}\n{finding.evidence}")
 
 # %% [markdown]
 # ## To think about
@@ -265,8 +318,9 @@ print(f"accuracy {percent(accuracy)}, after renaming {percent(renamed)}; its mos
 #
 # <details><summary>Answer</summary>
 #
-# Adam divides the gradient by its own size: a gradient of 1e-9 and one of 1e3 lead to the same
-# step. What reaches the weights is decided by the rate. And a step of 0.1 is nothing to weights of
+# Adam divides the gradient by its own size: a gradient of 1e-4 and one of 1e3 lead to the same
+# step. (Only far below does its $\varepsilon$ of 1e-8 make a difference.) What reaches the weights
+# is decided by the rate. And a step of 0.1 is nothing to weights of
 # 100 and everything to weights of 0.01.
 #
 # </details>

@@ -158,7 +158,12 @@ def covering(n, threads):
 
 check("16.1", launch_sizes, {"n": np.array([1, 255, 256, 257, 512, 1000]), "threads": 256},
       expected=covering,
-      hints={"dtype": "Whole numbers: // divides and rounds down.",
+      slips={"n % threads is how many threads of the last block have an element. Idle are the "
+             "others": lambda n, threads: (covering(n, threads)[0], n % threads),
+             "where n fits exactly, nobody is idle, and no whole block": lambda n, threads: (
+                 covering(n, threads)[0], threads - n % threads)},
+      hints={"named": "",
+             "dtype": "Whole numbers: // divides and rounds down.",
              "places": "Look at these n: the division rounds down, and you want up. A block too "
                        "many is wrong, too.",
              "": "Blocks: n / threads, rounded up. Idle: the threads of all blocks, less n."})
@@ -193,8 +198,9 @@ if attempt(hardswish, "hardswish_without_tail_kernel", 3, 256, x=x, out=out, n=x
 # for its $K$ numbers, with plain loops. Arrays are flat in CUDA: the logits of pixel `p` are
 # `logits[p * K]` to `logits[p * K + K - 1]`.
 #
-# Write the body. (No pixel is ignored here. `exp` and `max` are there; declare a number as
-# `REAL sum = 0;`; `(k == target[p])` is 1 or 0.)
+# Write the body, as one text in quotes. CUDA is C++, of which you need little: `exp` and `max` are
+# there; a number is declared as `REAL sum = 0;`, a loop is `for (int k = 0; k < K; k++) { ... }`,
+# and every statement ends in a semicolon; `(k == target[p])` is 1 or 0. (No pixel is ignored.)
 
 # %%
 GRADIENT = r"""
@@ -208,7 +214,7 @@ BODY
 
 # %% tags=["exercise-16.2"]
 def gradient_body():
-    """Return the lines of `gradient_kernel`, CUDA text.
+    """Return the lines of `gradient_kernel`, a str of CUDA text.
 
     logits (P, K), target (P), dlogits (P, K) to be written; dloss a number. One thread per pixel.
     """
@@ -245,15 +251,37 @@ def gradient_by(body):
 
 logits = rng.standard_normal((2, 5, 4, 3))
 logits[0, 0, 0] += 1000  # exp(1000) is more than a double can hold
+logits[0, 0, 1] -= 1000  # and exp(-1000) is 0 in a double
 target = rng.integers(0, 3, (2, 5, 4)).astype(np.int32)
+
+
+def by_steps(dloss, logits, target):
+    """The right answer, in NumPy."""
+    exp = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probs = exp / exp.sum(axis=-1, keepdims=True)
+    return dloss / target.size * (probs - np.eye(logits.shape[-1])[target])
+
 
 check("16.2", gradient_by(gradient_body), {"logits": logits, "target": target},
       forward=lambda logits, target: losses.cross_entropy_forward(logits, target)[0],
       wrt=["logits"], torch=lambda torch, logits, target: torch.nn.functional.cross_entropy(
           logits.permute(0, 3, 1, 2), target.long()),
       quantities={"the number of pixels, P": target.size},
-      hints={"nan": "dlogits is full of NaN before the launch, so this may be an element that no "
-                    "thread wrote; or an exp that overflowed: subtract the largest logit first",
+      slips={"the true class is not taken away: [k == y] is missing": lambda dloss, logits, target:
+             by_steps(dloss, logits, target)
+             + dloss / target.size * np.eye(logits.shape[-1])[target],
+             "class k of pixel p stands at p * K + k: the classes of a pixel are neighbours":
+             lambda dloss, logits, target: np.moveaxis(
+                 by_steps(dloss, logits, target), -1, 0).reshape(logits.shape),
+             "the probability, not the exponential: divide by the sum":
+             lambda dloss, logits, target: dloss / target.size * (
+                 np.exp(logits - logits.max(axis=-1, keepdims=True))
+                 - np.eye(logits.shape[-1])[target])},
+      hints={"named": "",
+             "nan": "dlogits is full of NaN before the launch, so this may be an element that no "
+                    "thread wrote; or an exp that overflowed, or a sum of exps that are all 0: "
+                    "subtract the largest logit first",
+             "zero": "In C++ a division of two ints rounds: 1 / P is 0. Write dloss / P",
              "sign": "What the network said comes first: p - [k == y].",
              "": "Who am I (p)? Have I a pixel (p < P)? Then three loops over k: the maximum, the "
                  "sum of the exponentials, the K results."})
@@ -316,9 +344,10 @@ for name in ("turn_kernel", "turn_without_barrier_kernel"):
 #
 # ## Exercise 16.3: the sum of a block
 #
-# Each thread puts its number into `row`, or 0 if there is none left for it. Then the tree. In the
-# end one thread writes the block's sum. (The sums of the blocks are added up by a second launch,
-# or in NumPy.)
+# Each thread puts its number into `row`, or 0 if there is none left for it (`i < n ? x[i] : 0`
+# is the one or the other). Then the tree: `for (int half = blockDim.x / 2; half > 0; half /= 2)`
+# goes through its rounds. In the end one thread writes the block's sum. (The sums of the blocks
+# are added up by a second launch, or in NumPy.)
 
 # %%
 SUM = r"""
@@ -332,7 +361,7 @@ BODY
 
 # %% tags=["exercise-16.3"]
 def sum_body():
-    """Return the lines of `sum_kernel`, CUDA text.
+    """Return the lines of `sum_kernel`, a str of CUDA text.
 
     x (n) is summed: the sum of the elements of block b goes to sums[b]. blockDim.x is 64.
     """
@@ -373,12 +402,18 @@ def sums_of_blocks(x):
 
 check("16.3", sums_by(sum_body), {"x": rng.standard_normal(150)}, expected=sums_of_blocks,
       slips={"this is one thread's number of each block: nothing has been added to it":
-             lambda x: np.tile(x[::64], (3, 1))},
-      hints={"nan": "Shared memory is NaN before the block begins, and sums before the launch. "
-                    "Either nobody wrote the sum, or somebody read what was not written yet. "
-                    "Where must all wait for all?",
-             "places": "Axis 0 is the order of the threads: forward, reverse, random. What is "
-                       "right in some orders only lacks a __syncthreads()",
+             lambda x: np.tile(x[::64], (3, 1)),
+             "these are the even places: the last round, half = 1, is missing": lambda x: np.tile(
+                 [x[start:start + 64:2].sum() for start in range(0, x.size, 64)], (3, 1))},
+      hints={"named": "",
+             "nan": "Shared memory is NaN before the block begins, and sums before the launch. "
+                    "Either nobody wrote a block's sum (each has a place of its own), or somebody "
+                    "read what was not written: has every thread filled its place, with 0 if it "
+                    "has no element? Where must all wait for all?",
+             "places": "Axis 0 is the order of the threads (forward, reverse, random): what is "
+                       "right in some orders only lacks a __syncthreads(), or several threads "
+                       "write to one place. Axis 1 is the block: what is right in some blocks "
+                       "only has not asked for blockIdx.x",
              "": "Fill row (0 beyond n), barrier; then, while half > 0: the threads below half "
                  "add, all wait; at last thread 0 writes row[0] to sums[blockIdx.x]."})
 

@@ -87,7 +87,7 @@ def test_only_what_is_asked_for_is_checked(pair):
                    wrt=["weight"])
     assert result.verdict == "PASS"
     result = judge("1.1", lambda dout, x, weight: x.T @ dout, pair, forward=linear)
-    assert result.verdict == "FAIL" and "expected 2: dx, dweight" in result.lines[0]
+    assert result.verdict == "FAIL" and "expected 2 results: dx, dweight" in result.lines[0]
 
 
 def test_the_worst_element_is_shown(x):
@@ -106,7 +106,7 @@ def test_the_worst_element_is_shown(x):
     (lambda x: normalise(x)[..., :1], "shape (2, 3, 4, 1), expected (2, 3, 4, 5)"),
     (lambda x: 0.0, "shape (), expected (2, 3, 4, 5)"),
     (lambda x: normalise(x).astype(np.float32), "dtype float32, expected float64"),
-    (lambda x: normalise(x).tolist(), "it returns 2 arrays, expected 1"),
+    (lambda x: normalise(x).tolist(), "it returns 2 results, expected one result"),
     (lambda x: "ready", "a str, expected an array (2, 3, 4, 5)"),
     (lambda x: {"out": x}, "a dict"),
 ], ids=["mean", "one channel", "number", "float32", "list", "text", "dict"])

@@ -92,8 +92,8 @@ def judge(exercise, answer, inputs, *, forward=None, expected=None, wrt=None, to
     found = _as_tuple(returned)
     labels = _labels(names, truth)
     if len(found) != len(truth):
-        return Result(exercise, "FAIL", [f"it returns {len(found)} arrays, expected "
-                                         f"{len(truth)}: {', '.join(labels)}"],
+        return Result(exercise, "FAIL", [f"it returns {_counted(len(found))}, expected "
+                                         f"{_counted(len(truth))}: {', '.join(labels)}"],
                       hints.get("", ""))
 
     numbers = dict(quantities or {})
@@ -176,6 +176,10 @@ def _labels(names, truth):
     if names is not None:
         return [f"d{name}" for name in names]
     return ["the value"] if len(truth) == 1 else [f"value {i}" for i in range(1, len(truth) + 1)]
+
+
+def _counted(results):
+    return f"{results} results" if results > 1 else "one result"
 
 
 def _numbers(label, a, e, error, source):

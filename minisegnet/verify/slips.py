@@ -58,7 +58,7 @@ def _wrong_shape(answer, expected):
     if axes:
         return "sum", (f"summed over {_axes(axes)} it would be right: what was copied on the way "
                        f"forward is summed on the way back")
-    return "shape", ("write down the shape of every factor: a gradient has the shape of what it "
+    return "shape", ("write down the shape of every factor; a gradient has the shape of what it "
                      "is the gradient of")
 
 

@@ -70,4 +70,35 @@ def pooling_branch_backward(dout, x, weight):
     N, H, W, C = x.shape
     return dout.sum(axis=(1, 2)) @ weight.T / (H * W)
 """, "Every pixel of a picture receives the same"),
+    ("10.1", """
+def seen_taps(size, rate):
+    seen, inside = np.zeros(size, int), np.ones(size, int)
+    for i in range(size):
+        for place in (i - rate, i, i + rate):
+            if place < size:
+                seen[i] += inside[place]
+    return seen
+""", "counts it from the end"),
+    ("10.1", """
+def seen_taps(size, rate):
+    inside = np.ones(size, int)
+    return np.roll(inside, rate) + inside + np.roll(inside, -rate)
+""", "comes back on the other"),
+    ("10.2", """
+def branches_backward(dout, x, weight1, weight2, weight3):
+    return dout[..., :1] @ weight3.T + dout[..., 1:4] @ weight2.T + dout[..., 4:] @ weight1.T
+""", "in the order of the branches"),
+    ("10.2", """
+def branches_backward(dout, x, weight1, weight2, weight3):
+    first, second = weight1.shape[1], weight1.shape[1] + weight2.shape[1]
+    return dout[..., :first] @ weight1.T + dout[..., first:second] @ weight2.T
+""", "the last branch is missing"),
+    ("10.3", """
+def pooling_branch_backward(dout, x, weight):
+    return np.broadcast_to(dout.mean(axis=(0, 1, 2)) @ weight.T, x.shape).copy()
+""", "each has a mean of its own"),
+    ("10.3", """
+def pooling_branch_backward(dout, x, weight):
+    return dout @ weight.T
+""", "the gradient of a 1x1 convolution"),
 ]

@@ -60,4 +60,27 @@ def resize_labels(mask, size):
     columns = ((np.arange(size[1]) + 0.5) * mask.shape[1] / size[1]).astype(int)
     return mask[rows][:, columns].astype(float)
 """, "Labels stay integers"),
+    ("11.1", MATRIX.replace("SOURCE", "max(0.0, (dst + 0.5) * in_size / out_size - 0.5)")
+     .replace("matrix[dst, right] += src - left",
+              "if left + 1 < in_size:\n            matrix[dst, left + 1] += src - left"),
+     "takes both shares"),
+    ("11.1", MATRIX.replace("SOURCE", "(dst + 0.5) * in_size / out_size - 0.5")
+     .replace("min(int(src), in_size - 1)", "int(np.floor(src))"), "the floor is -1 there"),
+    ("11.1", MATRIX.replace("SOURCE", "max(0.0, (dst + 0.5) * in_size / out_size - 0.5)")
+     .replace("1 - (src - left)", "SHARE").replace("+= src - left", "+= 1 - (src - left)")
+     .replace("SHARE", "src - left"), "the shares are swapped"),
+    ("11.1", MATRIX.replace("SOURCE", "(dst + 0.5) * in_size / out_size"),
+     "the last half is missing"),
+    ("11.3", """
+def resize_labels(mask, size):
+    rows, columns = (np.maximum(0, (np.arange(m) + 0.5) * n / m - 0.5).astype(int)
+                     for n, m in zip(mask.shape, size))
+    return mask[rows][:, columns]
+""", "with its - 1/2"),
+    ("11.3", """
+def resize_labels(mask, size):
+    rows, columns = (np.minimum(n - 1, np.rint((np.arange(m) + 0.5) * n / m).astype(int))
+                     for n, m in zip(mask.shape, size))
+    return mask[rows][:, columns]
+""", "that is rounded"),
 ]

@@ -40,6 +40,13 @@ MISTAKES = [
     ("12.1", _changed("p = p * (1 - lr * weight_decay)", "p *= 1 - lr * weight_decay"),
      "changes its input p"),
     ("12.1", _changed("(1 - beta2) * g * g", "(1 - beta2) * g"), "v is the mean of g * g"),
+    ("12.1", _changed("(np.sqrt(v_hat) + eps)", "(v_hat + eps)"), "the root is missing"),
+    ("12.1", _changed("v_hat = v / (1 - beta2**t)", "v_hat = v"), "v is not corrected"),
+    ("12.1", _changed("(1 - lr * weight_decay)", "(1 - weight_decay)"), "is times the rate"),
+    ("12.1", _changed("    p = p * (1 - lr * weight_decay)\n", "").replace(
+        "p - lr * m_hat / (np.sqrt(v_hat) + eps)",
+        "(p - lr * m_hat / (np.sqrt(v_hat) + eps)) * (1 - lr * weight_decay)"),
+     "shrinks the step as well"),
     ("12.2", """
 def clip_by_global_norm(dweight, dbias, max_norm):
     return tuple(min(1.0, max_norm / (np.linalg.norm(each) + 1e-6)) * each

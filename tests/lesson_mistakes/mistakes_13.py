@@ -79,4 +79,32 @@ def warmed_up_lr(step, schedule, warmup_steps, start_factor):
         return schedule(step - warmup_steps - 1)
     return schedule(0) * (start_factor + (1 - start_factor) * step / warmup_steps)
 """, "from there on schedule(step - warmup_steps)"),
+    ("13.1", """
+def restarts_lr(step, lr, T_0, T_mult, eta_min):
+    length = T_0
+    if step >= length:
+        step -= length
+        length *= T_mult
+    return eta_min + (lr - eta_min) * (1 + math.cos(math.pi * step / length)) / 2
+""", "one cycle at most"),
+    ("13.1", """
+def restarts_lr(step, lr, T_0, T_mult, eta_min):
+    length = T_0
+    while step >= length:
+        step -= length
+        length += T_0
+    return eta_min + (lr - eta_min) * (1 + math.cos(math.pi * step / length)) / 2
+""", "not T_mult times as long"),
+    ("13.2", """
+def warmed_up_lr(step, schedule, warmup_steps, start_factor):
+    if step >= warmup_steps:
+        return schedule(step - warmup_steps)
+    return schedule(0) * (start_factor + (1 - start_factor) * (step + 1) / warmup_steps)
+""", "one step ahead"),
+    ("13.2", """
+def warmed_up_lr(step, schedule, warmup_steps, start_factor):
+    if step >= warmup_steps:
+        return schedule(step - warmup_steps)
+    return start_factor + (schedule(0) - start_factor) * step / warmup_steps
+""", "not a rate"),
 ]

@@ -51,4 +51,19 @@ def resize_and_mirror(image, mask, size, mirror):
     image, mask = bilinear(image, size), np.round(mask).astype(np.int64)
     return (image[:, ::-1], mask[:, ::-1]) if mirror else (image, mask)
 """, "invents classes"),
+    ("14.1", _FACTORS.format(factors="np.maximum(1, np.sqrt(threshold / contains.sum(axis=0)))",
+                             result=_LARGEST), "not a number of images"),
+    ("14.1", _FACTORS.format(
+        factors="np.maximum(1, np.sqrt(threshold / contains.sum(0) * contains.sum()))",
+        result=_LARGEST), "divide by their number"),
+    ("14.2", """
+def resize_and_mirror(image, mask, size, mirror):
+    rows, columns = (((np.arange(out) + 0.5) * length / out).astype(int)
+                     for length, out in zip(mask.shape, size))
+    image, mask = image[rows][:, columns], mask[rows][:, columns]
+    return (image[:, ::-1], mask[:, ::-1]) if mirror else (image, mask)
+""", "nearest neighbour is for the labels"),
+    ("14.2", _PAIR.format(centre="0.5", when="mirror", turn=_TURN)
+     .replace("* H / h)", "* H / h - 0.5).clip(0)").replace("* W / w)", "* W / w - 0.5).clip(0)"),
+     "with nothing taken off"),
 ]

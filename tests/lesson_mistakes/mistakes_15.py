@@ -25,4 +25,42 @@ def renamed_accuracy(matrix):
 def renamed_accuracy(matrix):
     return float(np.trace(matrix) / matrix.sum())
 """, "expected 2"),
+    ("15.1", """
+def diversity(prediction, target):
+    is_valid = target != 255
+    counts = np.bincount(prediction[is_valid])
+    return (len(np.unique(target[is_valid])), np.count_nonzero(counts),
+            float(counts.max() / counts.sum()))
+""", "first the classes of the prediction"),
+    ("15.1", """
+def diversity(prediction, target):
+    is_valid = target != 255
+    counts = np.bincount(prediction[is_valid])
+    return len(counts), len(np.unique(target[is_valid])), float(counts.max() / counts.sum())
+""", "count those that are not 0"),
+    ("15.1", """
+def diversity(prediction, target):
+    is_valid = target != 255
+    counts = np.bincount((prediction * is_valid).ravel())
+    return (np.count_nonzero(counts), len(np.unique(target * is_valid)),
+            float(counts.max() / counts.sum()))
+""", "select, do not multiply"),
+    ("15.1", """
+def diversity(prediction, target):
+    is_valid = target != 255
+    return (len(np.unique(prediction[is_valid])), len(np.unique(target[is_valid])),
+            float((prediction == target)[is_valid].mean()))
+""", "that is the accuracy"),
+    ("15.2", """
+def renamed_accuracy(matrix):
+    from itertools import permutations
+    K = len(matrix)
+    best = max(matrix[list(order), range(K)].sum() for order in permutations(range(K)))
+    return float(np.trace(matrix) / matrix.sum()), float(best / matrix.sum())
+""", "no two columns get the same row"),
+    ("15.2", """
+def renamed_accuracy(matrix):
+    of_columns = matrix.max(axis=0) / matrix.sum(axis=0)
+    return float(np.trace(matrix) / matrix.sum()), float(of_columns.mean())
+""", "a column with more pixels counts more"),
 ]

@@ -70,4 +70,26 @@ def launch_sizes(n, threads):
      "some threads returned while others wait"),
     ("16.3", changed(SUM, "i < n ? x[i] : 0", "x[i]"), "out of bounds, a read at byte"),
     ("16.3", changed(SUM, "half > 0", "half > blockDim.x"), "nothing has been added"),
+    ("16.1", """
+def launch_sizes(n, threads):
+    return -(-n // threads), n % threads
+""", "of the last block have an element"),
+    ("16.1", """
+def launch_sizes(n, threads):
+    return -(-n // threads), threads - n % threads
+""", "nobody is idle"),
+    ("16.2", changed(GRADIENT, "REAL largest = z[0];", "REAL largest = 0;"),
+     "a sum of exps that are all 0"),
+    ("16.2", changed(GRADIENT, "dloss / P * ", "1 / P * dloss * "), "1 / P is 0"),
+    ("16.2", changed(GRADIENT, " - (k == target[p])", ""), "[k == y] is missing"),
+    ("16.2", changed(GRADIENT, "dlogits[p * K + k]", "dlogits[k * P + p]"),
+     "the classes of a pixel are neighbours"),
+    ("16.2", changed(GRADIENT, "/ sum -", "-"), "divide by the sum"),
+    ("16.3", changed(SUM, "half > 0", "half > 1"), "the last round"),
+    ("16.3", changed(SUM, "sums[blockIdx.x]", "sums[0]"), "each has a place of its own"),
+    ("16.3", changed(SUM, "row[t] = i < n ? x[i] : 0;", "if (i < n) row[t] = x[i];"),
+     "with 0 if it has no element"),
+    ("16.3", changed(SUM, "? x[i]", "? x[t]"), "has not asked for blockIdx.x"),
+    ("16.3", changed(SUM, "if (t == 0) sums[blockIdx.x] = row[0]", "sums[blockIdx.x] = row[t]"),
+     "several threads write to one place"),
 ]

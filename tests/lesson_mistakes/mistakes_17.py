@@ -47,4 +47,51 @@ def difference_interval(first, second):
 def difference_interval(first, second):
     return np.quantile(second - first, [0.05, 0.95])
 """, "2.5 % on either side"),
+    ("17.1", """
+def resampled_mean_iou(matrices, draws):
+    scores = []
+    for draw in draws:
+        pooled = matrices[draw].sum(axis=0)
+        hits = np.diagonal(pooled)
+        union = pooled.sum(axis=0) + pooled.sum(axis=1) - hits
+        there = pooled.sum(axis=1) > 0
+        scores.append((hits[there] / union[there]).mean())
+    return np.array(scores)
+""", "its IoU is 0"),
+    ("17.1", """
+def resampled_mean_iou(matrices, draws):
+    scores = []
+    for draw in draws:
+        pooled = matrices[np.unique(draw)].sum(axis=0)
+        hits = np.diagonal(pooled)
+        union = pooled.sum(axis=0) + pooled.sum(axis=1) - hits
+        there = union > 0
+        scores.append((hits[there] / union[there]).mean())
+    return np.array(scores)
+""", "drawn twice counts twice"),
+    ("17.1", """
+def resampled_mean_iou(matrices, draws):
+    scores = []
+    for draw in draws:
+        pooled = matrices[draw].sum(axis=0)
+        hits = np.diagonal(pooled)
+        union = pooled.sum(axis=0) + pooled.sum(axis=1)
+        there = union > 0
+        scores.append((hits[there] / union[there]).mean())
+    return np.array(scores)
+""", "counts the hits twice"),
+    ("17.2", """
+def difference_interval(first, second):
+    return np.percentile(second - first, [0.025, 0.975])
+""", "takes per cents"),
+    ("17.2", """
+def difference_interval(first, second):
+    return np.quantile(np.sort(second) - np.sort(first), [0.025, 0.975])
+""", "takes the pairs apart"),
+    ("17.2", """
+def difference_interval(first, second):
+    difference = second - first
+    error = difference.std() / np.sqrt(len(difference))
+    return np.array([difference.mean() - 1.96 * error, difference.mean() + 1.96 * error])
+""", "are no more pictures"),
 ]
