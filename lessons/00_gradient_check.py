@@ -118,7 +118,8 @@ print("the first and the last:", *[list(gradients)[i] for i in (0, -1)])
 # ## Exercise 0.1: a gradient without calculus
 #
 # Write it for an `x` of any shape. `np.ndindex(x.shape)` goes through all indices. Leave `x`
-# itself as it is.
+# itself as it is. Then run the cell below it, which checks your answer; in notebooks its code is
+# folded away, for it knows the usual slips.
 
 
 # %% tags=["exercise-0.1"]

@@ -34,6 +34,8 @@ INSTALL = textwrap.dedent(f'''\
 PICTURES = NOTEBOOKS.parent / "pictures"
 SOLUTIONS = Path(__file__).resolve().parents[1] / "build" / "lessons"
 SECONDS = 300  # for one cell
+# A check names the slips and how to tell them: its code is folded away (Jupyter, VS Code; Colab).
+FOLDED = {"jupyter": {"source_hidden": True}, "cellView": "form"}
 _SOLUTION = re.compile(r"^( *)### BEGIN SOLUTION\n.*?^ *### END SOLUTION *$", re.M | re.S)
 
 
@@ -111,8 +113,10 @@ def _notebook(path, strip):
             else cell.source
         new = nbformat.v4.new_markdown_cell if cell.kind == "markdown" \
             else nbformat.v4.new_code_cell
-        notebook.cells.append(new(source, id=_id_of(cell, ids),
-                                  metadata={"tags": list(cell.tags)} if cell.tags else {}))
+        metadata = {"tags": list(cell.tags)} if cell.tags else {}
+        if strip and cell.check:
+            metadata |= FOLDED
+        notebook.cells.append(new(source, id=_id_of(cell, ids), metadata=metadata))
     return notebook
 
 

@@ -107,6 +107,13 @@ def test_a_solution_is_cut_out_and_says_where(path):
     assert "twice = 2 * x" in kept
 
 
+def test_the_code_of_a_check_is_folded_away_for_students(path):
+    folded = [cell.metadata.get("tags") for cell in student_notebook(path).cells
+              if cell.metadata.get("jupyter", {}).get("source_hidden")]
+    assert folded == [["check-7.1"]]
+    assert not any("jupyter" in cell.metadata for cell in build.solution_notebook(path).cells)
+
+
 def test_an_exercise_without_a_solution_is_refused(path):
     path.write_text(LESSON.replace("### END SOLUTION", ""), encoding="utf-8")
     with pytest.raises(ValueError, match="exercise 7.1 has no ### BEGIN SOLUTION"):
