@@ -63,75 +63,132 @@ def judge(exercise, answer, inputs, *, forward=None, expected=None, wrt=None, to
     """Return the `Result` that `check` prints; the arguments are the same."""
     if (forward is None) == (expected is None):
         raise TypeError("give either forward= (a gradient) or expected= (a value)")
-    hints = hints or {}
-    given = dict(inputs)
-    if forward is None:
-        names, dout = None, None
-        truth = tuple(map(np.asarray, _as_tuple(expected(**_copy(given)))))
-    else:
-        names = [name for name, value in given.items() if _is_float64(value)] \
-            if wrt is None else list(wrt)
-        dout = _upstream_for(forward(**_copy(given)))
-        truth = tuple(_numeric(forward, given, name, dout) for name in names)
-    head = () if dout is None else (dout,)
+    question = _value(inputs, expected) if forward is None else _gradient(inputs, forward, wrt)
+    advice = _Advice(hints or {}, slips or {}, quantities or {})
+    return Result(exercise, *_verdict(answer, question, torch, limit, advice))
 
-    passed = _copy(given)
+
+class _Question(NamedTuple):
+    """What an answer is given, and what it should return."""
+
+    inputs: dict
+    forward: object  # the function to be differentiated; None where a value is asked for
+    names: list  # of the inputs whose gradients are asked for; None for a value
+    dout: object  # the upstream gradient; None for a value
+    truth: tuple  # of arrays
+
+    @property
+    def head(self):
+        """The arguments before the inputs."""
+        return () if self.forward is None else (self.dout,)
+
+    @property
+    def labels(self):
+        """A name for each array of the truth."""
+        if self.names is not None:
+            return [f"d{name}" for name in self.names]
+        return ["the value"] if len(self.truth) == 1 else \
+            [f"value {i}" for i in range(1, len(self.truth) + 1)]
+
+    @property
+    def source(self):
+        """Where the truth is from, in a word."""
+        return "expected" if self.forward is None else "numeric"
+
+
+class _Advice(NamedTuple):
+    """What an exercise knows of its slips; see `check`."""
+
+    hints: dict
+    slips: dict
+    quantities: dict
+
+    @property
+    def general(self):
+        """What to say where nothing fits."""
+        return self.hints.get("", "")
+
+
+def _value(inputs, expected):
+    truth = _as_tuple(expected(**_copy(inputs)))
+    return _Question(dict(inputs), None, None, None, tuple(map(np.asarray, truth)))
+
+
+def _gradient(inputs, forward, wrt):
+    names = [name for name, value in inputs.items() if _is_float64(value)] \
+        if wrt is None else list(wrt)
+    dout = _upstream_for(forward(**_copy(inputs)))
+    return _Question(dict(inputs), forward, names, dout,
+                     tuple(_numeric(forward, inputs, name, dout) for name in names))
+
+
+def _verdict(answer, question, torch, limit, advice):
+    """Return (verdict, lines, hint)."""
+    passed = _copy(question.inputs)
     try:
-        returned = answer(*_copy(head), **passed)
+        returned = answer(*_copy(question.head), **passed)
     except NotImplementedError as error:
-        return Result(exercise, "TODO", [str(error)] if str(error) else [], "")
+        return "TODO", [str(error)] if str(error) else [], ""
     except Exception as error:  # whatever a half-written answer raises is a verdict on it
-        return Result(exercise, "FAIL", _where_it_broke(error), hints.get("", ""))
+        return "FAIL", _where_it_broke(error), advice.general
     if returned is None or returned is Ellipsis:
-        return Result(exercise, "TODO", ["it returns nothing yet"], "")
-
-    changed = [name for name in given if not _same(given[name], passed[name])]
+        return "TODO", ["it returns nothing yet"], ""
+    changed = [name for name, value in question.inputs.items() if not _same(value, passed[name])]
     if changed:
-        return Result(exercise, "FAIL", [f"it changes its input {changed[0]}"],
-                      "work on a copy: whoever called still needs the array as it was")
-    found = _as_tuple(returned)
-    labels = _labels(names, truth)
+        return ("FAIL", [f"it changes its input {changed[0]}"],
+                "work on a copy: whoever called still needs the array as it was")
+    found, truth = _as_tuple(returned), question.truth
     if len(found) != len(truth):
-        return Result(exercise, "FAIL", [f"it returns {_counted(len(found))}, expected "
-                                         f"{_counted(len(truth))}: {', '.join(labels)}"],
-                      hints.get("", ""))
+        return "FAIL", [f"it returns {_counted(len(found))}, expected {_counted(len(truth))}: "
+                        f"{', '.join(question.labels)}"], advice.general
 
-    numbers = dict(quantities or {})
-    limit = limit or (VALUE_LIMIT if dout is None else GRADIENT_LIMIT)
-    worst = 0.0
-    for i, (label, a, e) in enumerate(zip(labels, found, truth)):
+    limit = limit or (VALUE_LIMIT if question.forward is None else GRADIENT_LIMIT)
+    errors = []
+    for i, (a, e) in enumerate(zip(found, truth)):
         wrong = shape_slip(a, e)
-        if wrong is None:
-            a = np.asarray(a)
-            error = relative_error(a, e)
-            if error <= limit or _is_tiny(a, e, truth):
-                worst = max(worst, error if np.any(e) else 0.0)
-                continue
-            lines = _numbers(label, a, e, error, "expected" if dout is None else "numeric")
-            wrong = _named_slip(slips, head, given, i, found) or find_slip(
-                a, e, inputs=given, dout=dout, quantities=numbers,
-                for_ones=None if dout is None else lambda: _numeric(
-                    forward, given, names[i], np.ones_like(dout)))
-        else:
-            lines, wrong = [f"{label}: {wrong.finding}"], wrong
-        # A slip that has a name needs no general advice besides.
-        general = "" if wrong.kind == "named" else hints.get("", "")
-        text = ". ".join(filter(None, (wrong.hint, hints.get(wrong.kind, general))))
-        return Result(exercise, "FAIL", lines, text)
+        if wrong is not None:
+            return "FAIL", [f"{question.labels[i]}: {wrong.finding}"], _hint(wrong, advice)
+        error = relative_error(a, e)
+        if _is_tiny(a, e, truth):
+            error = 0.0
+        if error > limit:
+            return ("FAIL", _numbers(question.labels[i], np.asarray(a), e, error, question.source),
+                    _hint(_slip(i, found, question, advice), advice))
+        errors.append(error)
+    return _with_torch(found, question, torch, max(errors), advice)
 
-    against = "central differences" if dout is not None else "the expected value"
-    lines = [f"relative error {worst:.1e} against {against}"]
-    if torch is not None:
-        said = _torch_says(torch, given, names, dout)
-        if said is None:
-            lines.append("torch is not installed: not compared with it")
-        else:
-            error = max(relative_error(a, e) if not _is_tiny(np.asarray(a), e, said) else 0.0
-                        for a, e in zip(found, said))
-            lines[0] += f", {error:.1e} against torch"
-            if error > TORCH_LIMIT:
-                return Result(exercise, "FAIL", lines, hints.get("", ""))
-    return Result(exercise, "PASS", lines, "")
+
+def _slip(i, found, question, advice):
+    """Return the slip in part `i` of an answer with the right shapes and wrong numbers."""
+    def for_ones():
+        return _numeric(question.forward, question.inputs, question.names[i],
+                        np.ones_like(question.dout))
+
+    return _named_slip(advice.slips, question, i, found) or find_slip(
+        np.asarray(found[i]), question.truth[i], inputs=question.inputs, dout=question.dout,
+        quantities=advice.quantities, for_ones=None if question.forward is None else for_ones)
+
+
+def _hint(slip, advice):
+    """Return the text for a slip: what was found, and what the exercise has to say of it."""
+    # A slip that has a name needs no general advice besides.
+    general = "" if slip.kind == "named" else advice.general
+    return ". ".join(filter(None, (slip.hint, advice.hints.get(slip.kind, general))))
+
+
+def _with_torch(found, question, torch, error, advice):
+    """Return the verdict on an answer that is right, unless torch says otherwise."""
+    against = "the expected value" if question.forward is None else "central differences"
+    lines = [f"relative error {error:.1e} against {against}"]
+    if torch is None:
+        return "PASS", lines, ""
+    said = _torch_says(torch, question)
+    if said is None:
+        return "PASS", [*lines, "torch is not installed: not compared with it"], ""
+    error = max(0.0 if _is_tiny(a, e, said) else relative_error(a, e)
+                for a, e in zip(found, said))
+    lines[0] += f", {error:.1e} against torch"
+    return ("FAIL", lines, advice.general) if error > TORCH_LIMIT else ("PASS", lines, "")
 
 
 def _is_float64(value):
@@ -172,12 +229,6 @@ def _is_tiny(a, e, truth):
     return bool((np.abs(a) <= least).all() and (np.abs(e) <= least).all())  # nan is not tiny
 
 
-def _labels(names, truth):
-    if names is not None:
-        return [f"d{name}" for name in names]
-    return ["the value"] if len(truth) == 1 else [f"value {i}" for i in range(1, len(truth) + 1)]
-
-
 def _counted(results):
     return f"{results} results" if results > 1 else "one result"
 
@@ -198,14 +249,13 @@ class _Named(NamedTuple):
     hint: str
 
 
-def _named_slip(slips, head, inputs, i, found):
-    """Return the slip of the exercise's own list that gives all of `found`, or part `i`, or None.
-    """
+def _named_slip(slips, question, i, found):
+    """Return the exercise's own slip that gives all of `found`, else one for part `i`, or None."""
     def is_same(a, b):
         return np.shape(a) == np.shape(b) and relative_error(a, b) < GRADIENT_LIMIT
 
-    slipped = {text: _as_tuple(function(*_copy(head), **_copy(inputs)))
-               for text, function in (slips or {}).items()}
+    slipped = {text: _as_tuple(function(*_copy(question.head), **_copy(question.inputs)))
+               for text, function in slips.items()}
     for text, parts in slipped.items():
         if len(parts) == len(found) and all(map(is_same, found, parts)):
             return _Named("named", text)
@@ -224,20 +274,21 @@ def _where_it_broke(error):
     return [f"it raises {type(error).__name__}: {text}{where}"]
 
 
-def _torch_says(function, inputs, names, dout):
+def _torch_says(function, question):
     """Return what torch gives for the output or the gradients as arrays; None without torch."""
     if "torch" not in sys.modules and importlib.util.find_spec("torch") is None:
         return None
     import torch
 
     tensors = {name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-               for name, value in inputs.items()}
-    for name in names or ():
+               for name, value in question.inputs.items()}
+    for name in question.names or ():
         tensors[name].requires_grad_()
     out = function(torch, **tensors)
-    if names is None:
+    if question.names is None:
         return tuple(np.asarray(tensor) for tensor in _as_tuple(out))
-    gradients = torch.autograd.grad((out * torch.as_tensor(np.asarray(dout))).sum(),
-                                    [tensors[name] for name in names], allow_unused=True)
+    weighted = (out * torch.as_tensor(np.asarray(question.dout))).sum()
+    gradients = torch.autograd.grad(weighted, [tensors[name] for name in question.names],
+                                    allow_unused=True)
     return tuple(np.zeros(tensors[name].shape) if gradient is None else gradient.numpy()
-                 for name, gradient in zip(names, gradients))
+                 for name, gradient in zip(question.names, gradients))
