@@ -57,8 +57,8 @@ def save(figure, path, dpi=110):
 def styles_of(titles):
     """Return {title: colour, line style, marker and hatch as a dict} of what stands side by side.
 
-    A loss has its own style, as "focal" or, with a scheme of weights, "focal:sqrt"; all else has
-    one that is left. Where a colour comes twice, the second has a hatching.
+    A loss has its own style, as "focal" or, where that is not there, "focal:sqrt", with a scheme of
+    weights; all else has one that is left. Where a colour comes twice, the second has a hatching.
     """
     losses = [title.partition(":")[0] for title in titles]
     left = [style for name, style in LOSS_STYLES.items() if name not in losses]
@@ -68,8 +68,8 @@ def styles_of(titles):
              if (colour, line) not in taken]
     styles, times = {}, Counter()
     for i, (title, loss) in enumerate(zip(titles, losses)):
-        is_first = loss in LOSS_STYLES and loss not in losses[:i]
-        style = LOSS_STYLES[loss] if is_first else left.pop(0) if left else \
+        is_it = title == loss or loss not in titles and loss not in losses[:i]
+        style = LOSS_STYLES[loss] if loss in LOSS_STYLES and is_it else left.pop(0) if left else \
             LOSS_STYLES["ce"]  # after two dozen there is nothing left that differs
         hatch = HATCHES[times[style["color"]] % len(HATCHES)]
         times[style["color"]] += 1
