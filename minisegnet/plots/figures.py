@@ -58,7 +58,8 @@ def styles_of(titles):
     """Return {title: colour, line style, marker and hatch as a dict} of what stands side by side.
 
     A loss has its own style, as "focal" or, where that is not there, "focal:sqrt", with a scheme
-    of weights; all else has one that is left. Where a colour comes twice, the second has a hatching.
+    of weights; all else has one that is left. Where a colour comes twice, the second has a
+    hatching.
     """
     losses = [title.partition(":")[0] for title in titles]
     left = [style for name, style in LOSS_STYLES.items() if name not in losses]
