@@ -14,7 +14,7 @@ import numpy as np
 
 from minisegnet import audit, datasets, plots
 from minisegnet.metrics import ConfusionMatrix
-from minisegnet.plots.scores import scores_over_knob
+from minisegnet.plots.knob import Panel, over_a_knob
 from minisegnet.tables import number_text, percent, ruled
 from minisegnet.verify import check
 from minisegnet.verify.gradcheck import relative_error
@@ -284,11 +284,13 @@ for d, confusion in zip(shifts, of_shift):
     rows.append((f"{d} px", *(f"{getattr(confusion, key):.3f}" for key in columns.values()),
                  *(f"{confusion.iou[names.index(name)]:.3f}" for name in SHOWN)))
 print("\n".join(ruled(rows)))
-plots.show(scores_over_knob(
-    list(shifts), {label: [getattr(c, key) for c in of_shift] for label, key in columns.items()},
-    {names[c]: [confusion.iou[c] for confusion in of_shift] for c in np.argsort(
-        -np.bincount(truth.ravel(), minlength=K), kind="stable")},
-    knob="shift in pixels, down and right"), "02_metrics")
+means = {label: [getattr(confusion, key) for confusion in of_shift]
+         for label, key in columns.items()}
+per_class = {names[c]: [confusion.iou[c] for confusion in of_shift] for c in np.argsort(
+    -np.bincount(truth.ravel(), minlength=K), kind="stable")}
+plots.show(over_a_knob("shift in pixels, down and right", shifts, [
+    Panel("one number for all classes", "score", means),
+    Panel("IoU per class, most frequent first", "IoU", per_class)]), "02_metrics")
 
 # %% [markdown]
 # Two pixels off, and most of the accuracy is still there, while a stove has lost nearly half of

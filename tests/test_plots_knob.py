@@ -32,7 +32,7 @@ def test_a_name_has_one_style_and_no_two_names_share_one():
 @pytest.mark.parametrize("values, given, words", [
     ((1, 3), panels()[:1], "'one' has 3 numbers for 2"),
     ((1, 3), [], "0 panels"),
-    ((1,), [Panel("", "", {str(i): [i] for i in range(8)})], "8 different lines"),
+    ((1,), [Panel("", "", {str(i): [i] for i in range(21)})], "21 different lines"),
 ], ids=["too long", "no panel", "too many names"])
 def test_what_cannot_be_drawn_is_refused(values, given, words):
     with pytest.raises(ValueError, match=words):
@@ -42,3 +42,11 @@ def test_what_cannot_be_drawn_is_refused(values, given, words):
 def test_a_knob_with_one_position_and_numpy_numbers_are_fine():
     figure = over_a_knob("C", np.array([8]), [Panel("t", "ms", {"a": np.array([0.5])})])
     assert figure.axes[0].lines[0].get_marker() == "o"  # a line of one point would be invisible
+
+
+def test_many_lines_are_told_apart_and_their_legend_stands_beside():
+    lines = {str(i): [i, i + 1] for i in range(20)}
+    axes, = over_a_knob("shift", (0, 1), [Panel("IoU", "IoU", lines)]).axes
+    looks = {(line.get_color(), str(line._unscaled_dash_pattern)) for line in axes.lines}
+    assert len(looks) == 20
+    assert axes.get_legend().get_bbox_to_anchor().x0 > axes.bbox.x0 + 0.9 * axes.bbox.width

@@ -2,7 +2,10 @@
 
 from typing import NamedTuple
 
-from minisegnet.plots.figures import STYLES, figure_of
+from minisegnet.plots.figures import figure_of, styles_of
+
+MOST_LINES = 20  # in all panels together; more cannot be told apart
+FEW_LINES = 7  # of a panel, whose legend has room in it
 
 
 class Panel(NamedTuple):
@@ -22,17 +25,18 @@ def over_a_knob(label, values, panels):
     `values`, for no panel at all, and for more names than there are styles.
     """
     names = list(dict.fromkeys(name for panel in panels for name in panel.lines))
-    if not panels or len(names) > len(STYLES):
+    if not panels or len(names) > MOST_LINES:
         raise ValueError(f"{len(panels)} panels with {len(names)} different lines; expected at "
-                         f"least one panel and at most {len(STYLES)} lines")
+                         f"least one panel and at most {MOST_LINES} lines")
+    styles = styles_of(names)
     figure, (row,) = figure_of(1, len(panels), 5.5 * len(panels), 4.5)
     for axes, panel in zip(row, panels):
         for name, line in panel.lines.items():
             if len(line) != len(values):
                 raise ValueError(f"{name!r} has {len(line)} numbers for {len(values)} positions "
                                  f"of the knob")
-            axes.plot(range(len(values)), line, label=name, linewidth=2,
-                      **STYLES[names.index(name)])
+            style = {key: styles[name][key] for key in ("color", "linestyle", "marker")}
+            axes.plot(range(len(values)), line, label=name, linewidth=2, **style)
         axes.set_xticks(range(len(values)), [f"{value:g}" for value in values])
         axes.set(title=panel.title, xlabel=label, ylabel=panel.ylabel)
         if panel.is_log:
@@ -41,5 +45,8 @@ def over_a_knob(label, values, panels):
         else:
             axes.set_ylim(0, None)
         axes.grid(alpha=0.3)
-        axes.legend()
+        if len(panel.lines) <= FEW_LINES:
+            axes.legend()
+        else:
+            axes.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     return figure
