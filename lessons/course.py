@@ -30,6 +30,11 @@ class Cell(NamedTuple):
         """The number of the exercise that this cell checks, or None."""
         return self._number("check")
 
+    @property
+    def is_for_exercises(self):
+        """Whether exercises need it run: code, but no experiment and no installation."""
+        return self.kind == "code" and not {"experiment", "install"} & set(self.tags)
+
     def _number(self, role):
         matches = filter(None, map(_TAG.fullmatch, self.tags))
         return next((match[2] for match in matches if match[1] == role), None)

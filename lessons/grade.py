@@ -137,7 +137,7 @@ def sources_to_run(cells, handed_out):
         number = cell.check or numbers.get(cell.id)
         if number in originals:
             chosen.append(originals.pop(number))
-        elif cell.kind == "code" and not {"experiment", "install"} & set(cell.tags):
+        elif cell.is_for_exercises:
             chosen.append(cell)
     return [_without_magics(cell.source) for cell in [*chosen, *originals.values()]]
 

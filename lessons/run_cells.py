@@ -10,25 +10,6 @@ import json
 import sys
 
 
-def prepared(cells):
-    """Yield (exercise, namespace before it, text of its cell, text of its check).
-
-    The cells are run in order up to there, but for experiments. The namespaces are copies, their
-    arrays are not.
-    """
-    namespace, open_exercises = {"__name__": "__main__"}, {}
-    for cell in cells:
-        if cell.kind != "code" or {"experiment", "install"} & set(cell.tags):
-            continue
-        if cell.exercise:
-            open_exercises[cell.exercise] = (dict(namespace), cell.source)
-        exec(cell.source, namespace)
-        if cell.check:
-            before, source = open_exercises[cell.check]
-            # What stands between the exercise and its check is there too.
-            yield cell.check, {**namespace, **before}, source, cell.source
-
-
 def run(sources):
     """Run the texts in a fresh namespace; return (the `Result`s of their checks, troubles).
 

@@ -9,7 +9,6 @@ from conftest import require_compiler
 
 from lessons.build import exercises, strip_solution
 from lessons.course import lesson_paths, read_cells
-from lessons.run_cells import prepared
 from minisegnet.verify import exercises as verify_exercises
 
 pytest.importorskip("jupytext", reason="lessons are read with jupytext: pip install jupytext")
@@ -36,7 +35,18 @@ def mistakes_of(path):
 def lesson(path):
     """Return {exercise: (namespace before it, text of its cell, text of its check)}."""
     skip_without_tools(path)
-    return {exercise: found for exercise, *found in prepared(read_cells(path))}
+    namespace, posed, found = {"__name__": "__main__"}, {}, {}
+    for cell in read_cells(path):
+        if not cell.is_for_exercises:
+            continue
+        if cell.exercise:
+            posed[cell.exercise] = (dict(namespace), cell.source)
+        exec(cell.source, namespace)
+        if cell.check:
+            before, source = posed[cell.check]
+            # What stands between the exercise and its check is there too.
+            found[cell.check] = ({**namespace, **before}, source, cell.source)
+    return found
 
 
 def verdict(path, exercise, source):

@@ -69,9 +69,13 @@ def styles_of(titles):
              if (colour, line) not in taken]
     styles, times = {}, Counter()
     for i, (title, loss) in enumerate(zip(titles, losses)):
-        is_it = title == loss or loss not in titles and loss not in losses[:i]
-        style = LOSS_STYLES[loss] if loss in LOSS_STYLES and is_it else left.pop(0) if left else \
-            LOSS_STYLES["ce"]  # after two dozen there is nothing left that differs
+        is_the_loss = title == loss or loss not in titles and loss not in losses[:i]
+        if loss in LOSS_STYLES and is_the_loss:
+            style = LOSS_STYLES[loss]
+        elif left:
+            style = left.pop(0)
+        else:
+            style = LOSS_STYLES["ce"]  # after two dozen there is nothing left that differs
         hatch = HATCHES[times[style["color"]] % len(HATCHES)]
         times[style["color"]] += 1
         styles[title] = {**style, "hatch": hatch}
